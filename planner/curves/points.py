@@ -1,0 +1,226 @@
+"""The rows that a curve is fitted on, checked at the door.
+
+`Points` holds float64 columns. `read_points` reads a run folder, CSV or Parquet. Rows that cannot
+be fitted are left out and counted by reason; tables that are wrong are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.curves.arrays import BoolArray, FloatArray, IntArray
+from planner.errors import ConfigError, NotFoundError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["FLOPS_PER_PARAM_TOKEN", "Points", "points_from_table", "read_points"]
+
+FLOPS_PER_PARAM_TOKEN = 6.0
+"""C = 6 N D, forward and backward of dense matmuls (Kaplan et al. 2020, section 2.1)."""
+
+REQUIRED = ("num_params", "num_tokens", "loss")
+OPTIONAL = (
+    "train_flops",
+    "unique_tokens",
+    "learning_rate",
+    "tokens_per_step",
+    "num_active_params",
+    "sparsity_fraction",
+    "weight_bits",
+    "activation_bits",
+    "post_training_bits",
+    "num_params_non_embedding",
+    "warmup_fraction",
+)
+ENGINE_NAMES = {"num_tokens": "train_tokens", "loss": "val_loss"}
+"""What the results table of a run calls the columns of a curve."""
+
+COMPLETED = "completed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Points:
+    """Final losses of finished trainings, one row each; every array has shape (n,)."""
+
+    num_params: FloatArray
+    num_tokens: FloatArray
+    loss: FloatArray
+    """Nats per token."""
+    train_flops: FloatArray | None = None
+    """Training compute; absent means 6 N D."""
+    unique_tokens: FloatArray | None = None
+    """Distinct tokens in the training set; absent means no token was seen twice."""
+    learning_rate: FloatArray | None = None
+    tokens_per_step: FloatArray | None = None
+    num_active_params: FloatArray | None = None
+    sparsity_fraction: FloatArray | None = None
+    weight_bits: FloatArray | None = None
+    activation_bits: FloatArray | None = None
+    post_training_bits: FloatArray | None = None
+    num_params_non_embedding: FloatArray | None = None
+    warmup_fraction: FloatArray | None = None
+    run: IntArray | None = None
+    """Rows with one number share a training run and are resampled together."""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """Rows of the table that are not here, by reason."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Which column of the table each quantity came from."""
+
+    def __len__(self) -> int:
+        return int(self.loss.size)
+
+    @property
+    def compute_flops(self) -> FloatArray:
+        """Training FLOPs of each row: the column if given, else 6 N D."""
+        if self.train_flops is not None:
+            return self.train_flops
+        return FLOPS_PER_PARAM_TOKEN * self.num_params * self.num_tokens
+
+    def where(self, mask: BoolArray, *, reason: str | None = None) -> Points:
+        """Return the rows where mask is true; with a reason the others are counted as dropped."""
+        values = {
+            f.name: value[mask] if isinstance(value := getattr(self, f.name), np.ndarray) else value
+            for f in fields(self)
+        }
+        num_out = int((~mask).sum())
+        if reason is not None and num_out:
+            values["dropped"] = {**self.dropped, reason: self.dropped.get(reason, 0) + num_out}
+        return Points(**values)
+
+    def covariates(self) -> dict[str, FloatArray]:
+        """Return every numeric column that is present, by name."""
+        return {
+            name: value
+            for name in (*REQUIRED[:2], *OPTIONAL)
+            if (value := getattr(self, name)) is not None
+        }
+
+
+def read_points(path: str | Path, column_map: Mapping[str, str] | None = None) -> Points:
+    """Return the points of a run folder, a Parquet file or a CSV file.
+
+    Args:
+        path: A run folder (its results.parquet is read), *.parquet or *.csv.
+        column_map: {quantity: column of the table}, e.g. {"loss": "val_loss"}.
+
+    Raises:
+        NotFoundError: There is no such file.
+        ConfigError: The table lacks a column, holds text, or holds sizes that cannot be.
+    """
+    return points_from_table(_read_table(Path(path)), column_map)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    import pandas as pd
+
+    source = path / "results.parquet" if path.is_dir() else path
+    if not source.is_file():
+        raise NotFoundError(
+            f"no table of results at {source}.",
+            hint="Give a run folder that has results.parquet, or a .parquet or .csv file.",
+        )
+    try:
+        return pd.read_parquet(source) if source.suffix == ".parquet" else pd.read_csv(source)
+    except (ValueError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source} cannot be read as a table: {error}") from error
+
+
+def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None = None) -> Points:
+    """Return the usable rows of a table as float64 columns, the others counted.
+
+    Rows are left out, and counted, when their `state` is not completed, when the loss is absent,
+    not finite or not positive (a diverged run), and when they repeat an earlier row exactly.
+
+    Raises:
+        ConfigError: A required column is missing, a number is text, or num_params, num_tokens or
+            train_flops of a usable row is not positive and finite.
+    """
+    names = _column_names(list(map(str, table.columns)), column_map or {})
+    dropped: dict[str, int] = {}
+    mask = np.ones(len(table), dtype=bool)
+    if "state" in table.columns:
+        states = table["state"].astype(str).str.rsplit(".", n=1).str[-1].str.lower().to_numpy()
+        for state in np.unique(states[states != COMPLETED]):
+            dropped[f"state is {state}"] = int((states == state).sum())
+        mask &= states == COMPLETED
+    kept = table.loc[mask]
+    values = {name: _numbers(kept, column) for name, column in names.items() if name != "run"}
+    if "run" in names:
+        values["run"] = np.unique(kept[names["run"]].astype(str), return_inverse=True)[1]
+    points = Points(**values, dropped=dropped, columns=names)
+    points = points.where(np.isfinite(points.loss), reason="loss is absent or not finite")
+    points = points.where(points.loss > 0, reason="loss is not positive")
+    _require_positive(points)
+    return _without_duplicates(points)
+
+
+def _column_names(present: list[str], column_map: Mapping[str, str]) -> dict[str, str]:
+    known = (*REQUIRED, *OPTIONAL, "run")
+    for name, column in column_map.items():
+        if name not in known:
+            raise ConfigError(f"no quantity {name!r} in a curve. {did_you_mean(name, known)}")
+        if column not in present:
+            raise ConfigError(
+                f"the table has no column {column!r} (mapped to {name}). "
+                f"{did_you_mean(column, present)}"
+            )
+    names = dict(column_map)
+    for name in known:
+        for column in (name, ENGINE_NAMES.get(name)):
+            if name not in names and column in present:
+                names[name] = str(column)
+    missing = [name for name in REQUIRED if name not in names]
+    if missing:
+        raise ConfigError(
+            f"a curve needs the columns {', '.join(REQUIRED)}: the table lacks "
+            f"{', '.join(missing)}. It has {', '.join(present) or 'no column'}.",
+            hint=f"Name the column that holds it, e.g. --map {missing[0]}=COLUMN.",
+        )
+    return names
+
+
+def _numbers(table: pd.DataFrame, column: str) -> FloatArray:
+    """Return a column as float64: products of integer columns overflow at 9.2e18."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(table[column], errors="coerce")
+    text = numbers.isna() & table[column].notna() & (table[column].astype(str).str.lower() != "nan")
+    if text.any():
+        first = int(np.flatnonzero(text.to_numpy())[0])
+        raise ConfigError(
+            f"column {column!r} must hold numbers: {int(text.sum())} of {len(table)} rows do not, "
+            f"the first is {str(table[column].iloc[first])!r} in row {first + 1}."
+        )
+    return np.asarray(numbers.to_numpy(dtype=np.float64, na_value=np.nan))
+
+
+def _require_positive(points: Points) -> None:
+    for name in ("num_params", "num_tokens", "train_flops", "unique_tokens"):
+        values = getattr(points, name)
+        if values is None:
+            continue
+        bad = ~(np.isfinite(values) & (values > 0))
+        if bad.any():
+            overflow = name == "train_flops" and bool((values < 0).any())
+            raise ConfigError(
+                f"{name} must be positive and finite: {int(bad.sum())} of {len(points)} rows are "
+                f"not, the first is {values[bad][0]:g}.",
+                hint="Negative FLOPs are an int64 overflow of 6 N D: compute them in floating point."
+                if overflow
+                else "Correct these rows, or leave them out of the table.",
+            )
+
+
+def _without_duplicates(points: Points) -> Points:
+    columns = [points.num_params, points.num_tokens, points.loss]
+    columns += [value for name, value in points.covariates().items() if name not in REQUIRED]
+    first = np.unique(np.stack(columns, axis=1), axis=0, return_index=True)[1]
+    mask = np.zeros(len(points), dtype=bool)
+    mask[first] = True
+    return points.where(mask, reason="repeats an earlier row exactly")
