@@ -41,6 +41,7 @@ class Restriction:
 
     @classmethod
     def free(cls) -> Restriction:
+        """Return the restriction that restricts nothing."""
         zeros = np.zeros(NUM_THETA)
         return cls(basis=np.eye(NUM_THETA), offset=zeros, center=zeros, strength=zeros)
 
@@ -61,7 +62,8 @@ class SeparableProblem:
 
     @cached_property
     def target(self) -> FloatArray:
-        return np.log(self.loss) if self.is_log else self.loss
+        """What the residual is taken against, shape (n,)."""
+        return np.asarray(np.log(self.loss)) if self.is_log else self.loss
 
     @cached_property
     def tables(self) -> tuple[FloatArray, ...]:
@@ -76,7 +78,7 @@ class SeparableProblem:
     def objective(self, theta: FloatArray, weights: FloatArray, delta: float) -> FloatArray:
         """Return the weighted sum of losses of each row of theta, shape (batch,)."""
         residual = self._terms(theta)[-1]
-        return np.einsum("bi,bi->b", weights, _huber(residual, delta))
+        return np.asarray(np.einsum("bi,bi->b", weights, _huber(residual, delta)))
 
     def _terms(self, theta: FloatArray) -> tuple[FloatArray, ...]:
         u = np.exp(theta[:, 0, None] - theta[:, 3, None] * self.x)
@@ -285,10 +287,10 @@ def _newton_step(
 def _solve(matrix: FloatArray, gradient: FloatArray) -> FloatArray:
     """Return -matrix^-1 gradient; rows whose matrix is singular come back as zeros."""
     try:
-        return -np.linalg.solve(matrix, gradient[:, :, None])[:, :, 0]
+        return np.asarray(-np.linalg.solve(matrix, gradient[:, :, None])[:, :, 0], float)
     except np.linalg.LinAlgError:
         singular: BoolArray = ~(np.abs(np.linalg.det(matrix)) > 0.0)
         patched = np.where(singular[:, None, None], np.eye(gradient.shape[1]), matrix)
-        step = -np.linalg.solve(patched, gradient[:, :, None])[:, :, 0]
+        step = np.asarray(-np.linalg.solve(patched, gradient[:, :, None])[:, :, 0], float)
         step[singular] = 0.0
         return step

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class Points:
 
     def where(self, mask: BoolArray, *, reason: str | None = None) -> Points:
         """Return the rows where mask is true; with a reason the others are counted as dropped."""
-        values = {
+        values: dict[str, Any] = {
             f.name: value[mask] if isinstance(value := getattr(self, f.name), np.ndarray) else value
             for f in fields(self)
         }
@@ -150,7 +150,9 @@ def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None 
             dropped[f"state is {state}"] = int((states == state).sum())
         mask &= states == COMPLETED
     kept = table.loc[mask]
-    values = {name: _numbers(kept, column) for name, column in names.items() if name != "run"}
+    values: dict[str, Any] = {
+        name: _numbers(kept, column) for name, column in names.items() if name != "run"
+    }
     if "run" in names:
         values["run"] = np.unique(kept[names["run"]].astype(str), return_inverse=True)[1]
     points = Points(**values, dropped=dropped, columns=names)
@@ -172,9 +174,9 @@ def _column_names(present: list[str], column_map: Mapping[str, str]) -> dict[str
             )
     names = dict(column_map)
     for name in known:
-        for column in (name, ENGINE_NAMES.get(name)):
+        for column in (name, ENGINE_NAMES.get(name, name)):
             if name not in names and column in present:
-                names[name] = str(column)
+                names[name] = column
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         raise ConfigError(

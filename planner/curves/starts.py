@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.curves.arrays import FloatArray
+from planner.curves.arrays import FloatArray, IntArray
 
 __all__ = ["ExponentGrid", "local_minima", "project_grid"]
 
@@ -42,6 +42,7 @@ class ExponentGrid:
 
     @classmethod
     def build(cls, x: FloatArray, y: FloatArray, *, size: int) -> ExponentGrid:
+        """Return the tables for centred logs x and y, shape (n,)."""
         exponents = np.linspace(LOWEST_EXPONENT, HIGHEST_EXPONENT, size)
         powers_x = np.exp(-exponents[:, None] * x)
         powers_y = np.exp(-exponents[:, None] * y)
@@ -53,6 +54,7 @@ class ExponentGrid:
 
     @property
     def size(self) -> int:
+        """Exponents per axis."""
         return int(self.exponents.size)
 
 
@@ -105,12 +107,12 @@ def project_grid(
         for power, square, target, slot in ((p, pp, l_p, 1), (q, qq, l_q, 2)):
             slope = (target - power * l_1 / ones) / (square - power * power / ones)
             intercept = (l_1 - slope * power) / ones
-            parts = [intercept, 0.0, 0.0]
+            parts: list[FloatArray | float] = [intercept, 0.0, 0.0]
             parts[slot] = slope
             best.offer(total - intercept * l_1 - slope * target, *parts)
-            alone = [0.0, 0.0, 0.0]
+            alone: list[FloatArray | float] = [0.0, 0.0, 0.0]
             alone[slot] = target / square
-            best.offer(total - alone[slot] * target, *alone)
+            best.offer(total - target * target / square, *alone)
         best.offer(total - l_1 * l_1 / ones, l_1 / ones, 0.0, 0.0)
     return best.residual, best.coefficients
 
@@ -129,7 +131,13 @@ class _Best:
         self.residual = np.full(shape, np.inf)
         self.coefficients = np.zeros((*shape, 3))
 
-    def offer(self, residual, e, a, b) -> None:
+    def offer(
+        self,
+        residual: FloatArray,
+        e: FloatArray | float,
+        a: FloatArray | float,
+        b: FloatArray | float,
+    ) -> None:
         feasible = (np.asarray(e) >= 0) & (np.asarray(a) >= 0) & (np.asarray(b) >= 0)
         better = feasible & (residual < self.residual)
         if better.all():
@@ -142,7 +150,7 @@ class _Best:
 
 def local_minima(
     grid: ExponentGrid, residual: FloatArray, coefficients: FloatArray, *, keep: int
-) -> tuple[FloatArray, FloatArray]:
+) -> tuple[FloatArray, IntArray]:
     """Return the best local minima of each residual map as starting points.
 
     Args:
@@ -169,4 +177,6 @@ def local_minima(
     chosen = coefficients.reshape(flat.shape[0], -1, 3)[rows, cells]
     logs = np.log(np.maximum(chosen, SMALLEST_COEFFICIENT))
     alpha, beta = grid.exponents[cells // size], grid.exponents[cells % size]
-    return np.stack([logs[:, 1], logs[:, 2], logs[:, 0], alpha, beta], axis=1), rows
+    return np.stack([logs[:, 1], logs[:, 2], logs[:, 0], alpha, beta], axis=1), rows.astype(
+        np.int64
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.curves.arrays import FloatArray
+from planner.curves.arrays import FloatArray, IntArray
 from planner.curves.newton import Restriction, SeparableProblem, minimize
 from planner.curves.starts import ExponentGrid, local_minima, project_grid
 
@@ -126,7 +126,7 @@ def _grid_starts(
     weights: FloatArray,
     restriction: Restriction | None,
     keep: int,
-) -> tuple[FloatArray, FloatArray]:
+) -> tuple[FloatArray, IntArray]:
     loss = problem.loss[points]
     scale = 1.0 / loss**2 if problem.is_log else np.ones_like(loss)
     residual, coefficients = project_grid(grid, loss, weights[:, points] * scale)

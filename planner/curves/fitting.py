@@ -1,0 +1,204 @@
+"""`fit`: a table of finished trainings to a scaling law with honest intervals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from planner.curves.arrays import FloatArray
+from planner.curves.forms import CurveForm, find_form
+from planner.curves.law import (
+    Coefficient,
+    Component,
+    ExtrapolationError,
+    FittedRange,
+    ScalingLaw,
+)
+from planner.curves.points import Points, points_from_table
+from planner.curves.surface import OBJECTIVES, Objective
+from planner.errors import ConfigError, FitError, NotFoundError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["fit"]
+
+MAX_BOOTSTRAP_CELLS = 5_000_000
+"""Rows times draws: beyond it fewer draws are made, at least `MIN_DRAWS`."""
+
+MIN_DRAWS = 50
+
+COLLINEAR = 0.999
+"""|correlation| of log N and log D from which A and B cannot be told apart."""
+
+
+def fit(
+    table: pd.DataFrame | Points,
+    *,
+    form: str = "mixture",
+    objective: str = "huber_log",
+    num_bootstraps: int = 1000,
+    level: float = 0.9,
+    seed: int = 0,
+) -> ScalingLaw:
+    """Fit a scaling law to final losses.
+
+    Args:
+        table: A DataFrame with num_params, num_tokens and loss (names of a run's results are
+            understood), or `Points`.
+        form: A name of `curve_forms()`, or "mixture": several forms weighted by how well each
+            predicts the larger trainings of the table from the smaller ones.
+        objective: A name of `OBJECTIVES`.
+        num_bootstraps: Resamplings behind the intervals.
+        level: Of the intervals, in (0, 1).
+        seed: Of the resampling; the fit itself uses no chance.
+
+    Raises:
+        ConfigError: The table or an argument is wrong.
+        FitError: The table cannot identify the law; the message says which runs are missing.
+    """
+    if not 0.0 < level < 1.0:
+        raise ConfigError(f"level must lie between 0 and 1: got {level}.")
+    if num_bootstraps < 10:
+        raise ConfigError(f"num_bootstraps must be at least 10: got {num_bootstraps}.")
+    if objective not in OBJECTIVES:
+        raise NotFoundError(f"no objective {objective!r}. {did_you_mean(objective, OBJECTIVES)}")
+    points = table if isinstance(table, Points) else points_from_table(table)
+    names = ("chinchilla", "tied") if form == "mixture" else (form,)
+    goal = OBJECTIVES[objective]
+    forms = [find_form(name) for name in names]
+    for item in forms:
+        require_identifiable(points, item)
+    weights = bootstrap_weights(points, num_bootstraps, seed)
+    components = tuple(_component(points, item, goal, weights, 1.0 / len(forms)) for item in forms)
+    return _law(points, form, components, goal, level, seed)
+
+
+def require_identifiable(points: Points, form: CurveForm) -> None:
+    """Refuse data that cannot identify the form.
+
+    Raises:
+        FitError: Too few rows, sizes or token counts; N and D in lockstep; a column is missing.
+    """
+    for column in form.columns:
+        if getattr(points, column) is None:
+            raise FitError(f"form {form.name} needs the column {column}, which the table lacks.")
+    if len(points) < form.min_rows:
+        raise FitError(
+            f"form {form.name} has {len(form.coefficients)} coefficients and needs at least "
+            f"{form.min_rows} finished trainings: got {len(points)}{_dropped_text(points)}.",
+            hint="Add trainings of other sizes and lengths.",
+        )
+    for name in ("num_params", "num_tokens"):
+        num = count_distinct(getattr(points, name))
+        if num < form.min_sizes:
+            raise FitError(
+                f"form {form.name} needs at least {form.min_sizes} distinct {name}: got {num} "
+                f"(values within 2 % count as one).",
+                hint=f"Add trainings with other {name}.",
+            )
+    correlation = np.corrcoef(np.log(points.num_params), np.log(points.num_tokens))[0, 1]
+    if form.min_sizes > 1 and abs(correlation) > COLLINEAR:
+        raise FitError(
+            f"num_params and num_tokens move in lockstep (correlation of logs {correlation:.4f}): "
+            f"what each contributes to the loss is not identified.",
+            hint="Train some sizes at other numbers of tokens per parameter.",
+        )
+
+
+def _dropped_text(points: Points) -> str:
+    if not points.dropped:
+        return ""
+    return " (left out: " + ", ".join(f"{n} {why}" for why, n in points.dropped.items()) + ")"
+
+
+def count_distinct(values: FloatArray, tolerance: float = 0.02) -> int:
+    """Return how many values there are when those within the relative tolerance count as one."""
+    return 1 + int((np.diff(np.unique(np.log(values))) > tolerance).sum())
+
+
+def bootstrap_weights(points: Points, num_bootstraps: int, seed: int) -> FloatArray:
+    """Return multinomial counts, shape (draws, n); rows of one training run stay together."""
+    num_draws = int(np.clip(MAX_BOOTSTRAP_CELLS // len(points), MIN_DRAWS, num_bootstraps))
+    generator = np.random.default_rng(seed)
+    groups = np.arange(len(points)) if points.run is None else points.run
+    num_groups = int(groups.max()) + 1
+    counts = generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=num_draws)
+    return np.asarray(counts[:, groups], dtype=np.float64)
+
+
+def _component(
+    points: Points, form: CurveForm, objective: Objective, weights: FloatArray, share: float
+) -> Component:
+    params, value = form.fit(points, objective, None)
+    draws, _ = form.fit(points, objective, weights)
+    return Component(
+        form=form.name,
+        weight=share,
+        params=params[0],
+        draws=draws[np.isfinite(draws).all(axis=1)],
+        objective_value=float(value[0]),
+    )
+
+
+def _law(
+    points: Points,
+    form: str,
+    components: tuple[Component, ...],
+    objective: Objective,
+    level: float,
+    seed: int,
+) -> ScalingLaw:
+    from planner import __version__
+
+    lead = components[0]
+    columns = points.covariates()
+    residual = np.log(points.loss) - sum(c.weight * c.log_loss(columns) for c in components)
+    coefficients = _coefficients(lead, level)
+    return ScalingLaw(
+        form=form,
+        components=components,
+        coefficients=coefficients,
+        objective=objective.name,
+        objective_value=lead.objective_value,
+        num_rows=len(points),
+        dropped=dict(points.dropped),
+        warnings=(),
+        fitted_range=FittedRange(
+            num_params=_range(points.num_params),
+            num_tokens=_range(points.num_tokens),
+            train_flops=_range(points.compute_flops),
+            loss=_range(points.loss),
+        ),
+        irreducible_loss=coefficients[0],
+        noise=robust_deviation(residual, len(lead.params)),
+        extrapolation=ExtrapolationError(floor=0.0, growth=0.0),
+        columns=dict(points.columns),
+        flops_convention="6 N D" if points.train_flops is None else "column train_flops",
+        level=level,
+        seed=seed,
+        planner_version=__version__,
+    )
+
+
+def _range(values: FloatArray) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
+
+
+def _coefficients(component: Component, level: float) -> tuple[Coefficient, ...]:
+    low, high = np.quantile(component.draws, [0.5 - 0.5 * level, 0.5 + 0.5 * level], axis=0)
+    names = find_form(component.form).coefficients
+    return tuple(
+        Coefficient(name=name, value=float(v), lower=float(lo), upper=float(hi), level=level)
+        for name, v, lo, hi in zip(names, component.params, low, high, strict=True)
+    )
+
+
+def robust_deviation(residual: FloatArray, num_coefficients: int) -> float:
+    """Return the standard deviation of a normal with this median absolute residual.
+
+    Scaled by sqrt(n / (n - p)) for the p numbers that were fitted.
+    """
+    freedom = max(residual.size - num_coefficients, 1)
+    return float(np.median(np.abs(residual)) / 0.6745 * np.sqrt(residual.size / freedom))
