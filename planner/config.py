@@ -24,12 +24,16 @@ __all__ = [
     "Count",
     "Document",
     "Fraction",
+    "Key",
     "Name",
     "PositiveCount",
     "PositiveFloat",
+    "field_names",
     "load_config",
     "parse_config",
+    "problems_error",
     "read_yaml",
+    "validate",
 ]
 
 Key = tuple[str | int, ...]
@@ -296,7 +300,7 @@ def _describe(detail: ErrorDetails, document: Document, model: type[Config]) -> 
     place = document.place(key)
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "extra_forbidden":
-        known = _field_names(model, key[:-1])
+        known = field_names(model, key[:-1])
         return f"{place}: {path}: unknown key; {_lower_first(did_you_mean(str(key[-1]), known))}"
     if detail["type"] == "missing":
         return f"{place}: {path}: required key is missing"
@@ -343,7 +347,7 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
-def _field_names(model: type[BaseModel], key: Key) -> list[str]:
+def field_names(model: type[BaseModel], key: Key) -> list[str]:
     """Return the names of the fields that the mapping at `key` may hold."""
     models = [model]
     for part in key:

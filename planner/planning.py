@@ -1,0 +1,220 @@
+"""Plan: what a study would run, what it would cost, and what is rejected and why.
+
+Nothing is started here. The sweep runs exactly what the plan shows for grid and random search;
+for a search that learns from results the plan shows a sample of the space in its place.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import JsonValue
+
+from planner.budget import Spend, format_amount
+from planner.costs import Cluster, CostEstimate, estimate, resolve_cluster
+from planner.errors import BudgetError, ConfigError, InfeasibleError
+from planner.search_space import Point, grid_points, quasi_random_points
+from planner.study import Study, trial_config
+from planner.trial import TrialConfig
+
+__all__ = ["Candidate", "Plan", "candidate", "charge", "plan", "proposals"]
+
+_MAX_REJECTIONS_PER_TRIAL: Final = 50
+"""Proposals that may be rejected for each one that is wanted before the space counts as empty."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One point of the space, priced; rejected if it has a reason."""
+
+    trial: str
+    """Identifier within the study, such as `t007`."""
+    point: Point
+    config: TrialConfig | None = None
+    cost: CostEstimate | None = None
+    reason: str | None = None
+    """Why it cannot run; None if it can."""
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether it can run."""
+        return self.reason is None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a study would run and what that would cost if no trial were cut."""
+
+    study: Study
+    cluster: Cluster
+    candidates: tuple[Candidate, ...]
+    """In the order in which they would start, the rejected among them."""
+    total: Spend
+    """Estimated cost of all feasible candidates trained to their end."""
+    is_sample: bool
+    """Whether the search picks its own points, so that these only stand for them."""
+
+    @property
+    def feasible(self) -> tuple[Candidate, ...]:
+        """Candidates that can run."""
+        return tuple(c for c in self.candidates if c.is_feasible)
+
+    @property
+    def rejected(self) -> tuple[Candidate, ...]:
+        """Candidates that cannot run."""
+        return tuple(c for c in self.candidates if not c.is_feasible)
+
+    def bill(self) -> dict[str, tuple[float, float]]:
+        """Return `{field: (estimated, limit)}` for every limit of the budget."""
+        return {
+            name: (getattr(self.total, name), limit)
+            for name, limit in self.study.budget.limits().items()
+        }
+
+
+def charge(cost: CostEstimate) -> Spend:
+    """Return what an estimate charges a budget; `seconds` is the trial's own duration."""
+    return Spend(
+        flops=cost.train_flops,
+        device_hours=cost.device_hours,
+        usd=cost.usd or 0.0,
+        seconds=cost.startup_seconds + cost.train_seconds,
+        kwh=cost.kwh or 0.0,
+    )
+
+
+def candidate(study: Study, cluster: Cluster, trial: str, point: Point) -> Candidate:
+    """Return a point priced on a cluster, or rejected with the reason."""
+    try:
+        config = trial_config(study, point)
+    except ConfigError as error:
+        lines = error.message.split("\n")
+        reason = lines[-1].strip().removeprefix("point: ").removeprefix("(top): ")
+        return Candidate(trial=trial, point=point, reason=reason)
+    workers, devices = config.layout.num_workers, cluster.num_devices
+    if workers > devices:
+        return Candidate(
+            trial=trial, point=point, config=config,
+            reason=f"needs more workers than the cluster has: {workers} workers, {devices} devices",
+        )  # fmt: skip
+    try:
+        cost = estimate(config, cluster)
+    except InfeasibleError as error:
+        return Candidate(trial=trial, point=point, config=config, reason=error.message)
+    return Candidate(
+        trial=trial, point=point, config=config, cost=cost,
+        reason=None if cost.fits else cost.reason,
+    )  # fmt: skip
+
+
+def proposals(study: Study) -> Iterator[Point]:
+    """Yield the points of grid or quasi-random search in their order."""
+    if study.search.algorithm == "grid":
+        return grid_points(study.search_space, study.base)
+    return quasi_random_points(study.search_space, study.base, study.search.seed)
+
+
+def plan(study: Study) -> Plan:
+    """Return what a study would run, cost and reject.
+
+    Raises:
+        ConfigError: The space has no finite grid, or the budget needs a price that is not known.
+        InfeasibleError: Nothing in the space can run on the cluster.
+        BudgetError: The budget cannot pay for the cheapest trial.
+    """
+    cluster = resolve_cluster(study.cluster)
+    candidates = _candidates(study, cluster)
+    feasible = [c for c in candidates if c.is_feasible]
+    if not feasible:
+        raise _nothing_fits(study, candidates)
+    costs = [c.cost for c in feasible if c.cost is not None]
+    _check_units(study, costs)
+    total = sum((charge(cost) for cost in costs), Spend())
+    seconds = _makespan(costs, cluster.num_devices, study.search.max_concurrent)
+    total = Spend(
+        flops=total.flops, device_hours=total.device_hours, usd=total.usd,
+        seconds=seconds, kwh=total.kwh,
+    )  # fmt: skip
+    _check_affordable(study, costs)
+    return Plan(
+        study=study,
+        cluster=cluster,
+        candidates=tuple(candidates),
+        total=total,
+        is_sample=study.search.algorithm not in ("grid", "random"),
+    )
+
+
+def _candidates(study: Study, cluster: Cluster) -> list[Candidate]:
+    """Return proposals until enough of them are feasible or the space is exhausted."""
+    wanted = study.search.num_trials
+    found: list[Candidate] = []
+    num_feasible = 0
+    for index, point in enumerate(proposals(study)):
+        if wanted is not None and (
+            num_feasible >= wanted or index >= wanted * _MAX_REJECTIONS_PER_TRIAL
+        ):
+            break
+        found.append(candidate(study, cluster, f"t{index:03d}", point))
+        num_feasible += found[-1].is_feasible
+    return found
+
+
+def _nothing_fits(study: Study, candidates: Sequence[Candidate]) -> InfeasibleError:
+    reasons = list(dict.fromkeys(c.reason for c in candidates if c.reason))
+    shown = "\n".join(f"  {reason}" for reason in reasons[:3])
+    return InfeasibleError(
+        f"nothing in the search space {study.search_space.name!r} can run on the cluster: "
+        f"{len(candidates)} points rejected, e.g.\n{shown}",
+        hint="Widen the search space, or give a larger cluster.",
+    )
+
+
+def _check_units(study: Study, costs: Sequence[CostEstimate]) -> None:
+    for unit in ("usd", "kwh"):
+        missing = getattr(costs[0], unit) is None
+        if missing and getattr(study.budget, unit) is not None:
+            setting = "usd_per_device_hour" if unit == "usd" else "watts_per_device"
+            raise ConfigError(
+                f"a budget in {unit} needs to know what a device costs: cluster.device is "
+                f"{study.cluster.device!r} and no {setting} is given.",
+                hint=f"Set cluster.{setting} in the study.",
+            )
+
+
+def _check_affordable(study: Study, costs: Sequence[CostEstimate]) -> None:
+    cheapest = min(costs, key=lambda cost: study.budget.spent_fraction(charge(cost)))
+    field = study.budget.exceeded_by(charge(cheapest))
+    if field is not None:
+        need, have = getattr(charge(cheapest), field), study.budget.limits()[field]
+        raise BudgetError(
+            f"the budget must pay for at least one trial: the cheapest needs about "
+            f"{format_amount(field, need)}, the budget is {format_amount(field, have)}.",
+            hint=f"Raise budget.{field}, or make the trials smaller (train.tokens, model).",
+        )
+
+
+def _makespan(costs: Sequence[CostEstimate], num_devices: int, limit: int | None) -> float:
+    """Return the wall-clock seconds of the trials started in order as devices become free.
+
+    Work is placed by list scheduling: each trial waits until its workers are free.
+    """
+    running: list[tuple[float, int]] = []
+    free, now = num_devices, 0.0
+    for cost in costs:
+        while free < cost.num_devices or len(running) >= (limit or num_devices):
+            now, released = heapq.heappop(running)
+            free += released
+        free -= cost.num_devices
+        heapq.heappush(running, (now + cost.startup_seconds + cost.train_seconds, cost.num_devices))
+    return max((end for end, _ in running), default=0.0)
+
+
+def varied_values(candidates: Sequence[Candidate]) -> dict[str, list[JsonValue]]:
+    """Return the values of every parameter over the candidates, None where it is absent."""
+    names = dict.fromkeys(itertools.chain.from_iterable(c.point for c in candidates))
+    return {name: [c.point.get(name) for c in candidates] for name in names}

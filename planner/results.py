@@ -1,0 +1,175 @@
+"""Results: the table of trials with fixed, named, typed columns, and its Parquet and CSV files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+
+from planner.budget import Spend
+from planner.errors import NotFoundError
+from planner.run_folder import RunFolder
+from planner.search_space import value_at
+from planner.study import Study
+from planner.trial import TrialResult, TrialState
+
+__all__ = ["CurvePoint", "Results", "read_results"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurvePoint:
+    """One report of one trial, in the order of the ledger."""
+
+    trial: str
+    attempt: int
+    num_steps: int | None = None
+    train_tokens: int | None = None
+    train_flops: float | None = None
+    val_loss: float | None = None
+    train_loss: float | None = None
+    learning_rate: float | None = None
+    elapsed_seconds: float | None = None
+    study_seconds: float | None = None
+    """Wall-clock seconds of the study when the report arrived."""
+    spent_device_hours: float | None = None
+    """Device-hours of the whole study when the report arrived."""
+
+
+_INTEGERS: Final = frozenset(
+    {"num_workers", "num_params", "num_params_non_embedding", "train_tokens", "num_steps",
+     "num_attempts", "attempt"}
+)  # fmt: skip
+_TEXTS: Final = frozenset({"trial", "state", "reason", "config", "metrics"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """What a sweep found and what it spent."""
+
+    study: Study
+    trials: tuple[TrialResult, ...]
+    curves: tuple[CurvePoint, ...]
+    spend: Spend
+    """Everything that was burnt: finished, stopped, failed and lost attempts."""
+    folder: RunFolder
+
+    def count(self, state: TrialState) -> int:
+        """Return how many trials ended in a state."""
+        return sum(trial.state is state for trial in self.trials)
+
+    def best(self) -> TrialResult | None:
+        """Return the completed trial with the best objective, or None."""
+        objective = self.study.objective
+        ranked = [
+            (getattr(trial, objective.metric), trial)
+            for trial in self.trials
+            if trial.state is TrialState.COMPLETED and getattr(trial, objective.metric) is not None
+        ]
+        if not ranked:
+            return None
+        pick = min if objective.mode == "min" else max
+        return pick(ranked, key=lambda pair: pair[0])[1]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return one row per trial: what varied first, then the columns of TrialResult."""
+        names = list(self.study.search_space.parameters)
+        return trials_frame(self.trials, names)
+
+    def curves_frame(self) -> pd.DataFrame:
+        """Return one row per report."""
+        return _typed(pd.DataFrame([asdict(p) for p in self.curves], columns=_columns(CurvePoint)))
+
+    def write(self) -> None:
+        """Write `results.parquet` and `curves.parquet` into the run folder.
+
+        Raises:
+            ConfigError: The folder cannot be written.
+        """
+        self.folder.write("results.parquet", _parquet(self.to_frame()))
+        self.folder.write("curves.parquet", _parquet(self.curves_frame()))
+        self.folder.write("spend.json", json.dumps(asdict(self.spend), indent=2))
+
+
+def _columns(kind: type[Any]) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with one fixed nullable type per named column."""
+    kinds = {
+        name: "string" if name in _TEXTS else "Int64" if name in _INTEGERS else "Float64"
+        for name in frame.columns
+    }
+    return frame.astype(kinds)
+
+
+def trials_frame(trials: Iterable[TrialResult], parameters: Sequence[str]) -> pd.DataFrame:
+    """Return one row per trial: a column per parameter, then the columns of TrialResult."""
+    rows = []
+    for trial in trials:
+        row = asdict(trial)
+        row["config"] = json.dumps(trial.config)
+        row["metrics"] = json.dumps(trial.metrics)
+        row["state"] = str(trial.state)
+        rows.append(row)
+    table = _typed(pd.DataFrame(rows, columns=_columns(TrialResult)))
+    varied = {
+        name: [_cell(value_at(trial.config, name)) for trial in trials] for name in parameters
+    }
+    return pd.concat([table[["trial", "state"]], pd.DataFrame(varied), table.iloc[:, 1:].drop(
+        columns="state")], axis=1)  # fmt: skip
+
+
+def _cell(value: object) -> object:
+    return json.dumps(value) if isinstance(value, dict | list) else value
+
+
+def _parquet(frame: pd.DataFrame) -> bytes:
+    buffer = BytesIO()
+    frame.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def read_results(folder: RunFolder) -> Results:
+    """Return the results that a finished sweep wrote.
+
+    Raises:
+        NotFoundError: The sweep has not written any.
+    """
+    if not folder.results.is_file():
+        raise NotFoundError(
+            f"run {folder.name!r} has no results yet.",
+            hint=f"Finish the sweep: planner sweep --resume {folder.name}",
+        )
+    spend = json.loads(folder.spend.read_text(encoding="utf-8"))
+    return Results(
+        study=folder.load_study(),
+        trials=tuple(_trial(row) for row in _rows(folder.results, TrialResult)),
+        curves=tuple(CurvePoint(**row) for row in _rows(folder.curves, CurvePoint)),
+        spend=Spend(**spend),
+        folder=folder,
+    )
+
+
+def _rows(path: Path, kind: type[Any]) -> list[dict[str, Any]]:
+    frame = pd.read_parquet(path)[_columns(kind)]
+    return [
+        {name: None if pd.isna(value) else value for name, value in row.items()}
+        for row in frame.astype(object).to_dict("records")
+    ]
+
+
+def _trial(row: dict[str, Any]) -> TrialResult:
+    return TrialResult(
+        **row
+        | {
+            "config": json.loads(row["config"]),
+            "metrics": json.loads(row["metrics"]),
+            "state": TrialState(row["state"]),
+        }
+    )

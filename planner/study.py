@@ -1,0 +1,281 @@
+"""Study: one question, its space, fixed settings, objective, search method, budget and cluster.
+
+The study is the first floor that knows both the search space and TrialConfig, so this is where
+dotted paths are checked, and where a point becomes a TrialConfig.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import BeforeValidator, Field, JsonValue, model_validator
+
+from planner import library
+from planner.budget import Budget
+from planner.config import (
+    Config,
+    Count,
+    Document,
+    Fraction,
+    Key,
+    Name,
+    PositiveCount,
+    PositiveFloat,
+    field_names,
+    problems_error,
+    read_yaml,
+    validate,
+)
+from planner.costs import ClusterConfig, num_train_tokens
+from planner.errors import ConfigError, did_you_mean
+from planner.search_space import SearchSpace, merge, quasi_random_points, value_at
+from planner.trial import TrialConfig
+
+__all__ = [
+    "Objective",
+    "SchedulerConfig",
+    "SearchConfig",
+    "Study",
+    "load_study",
+    "study_from_json",
+    "trial_config",
+]
+
+_NUM_PROBES: Final = 64
+"""Points tried at load to tell a mistake (all fail alike) from a partly infeasible space."""
+
+
+class Objective(Config):
+    """A metric and which way is better."""
+
+    metric: Literal[
+        "val_loss", "train_loss", "tokens_per_second", "train_seconds", "device_hours", "usd",
+        "kwh", "peak_memory_bytes",
+    ] = "val_loss"  # fmt: skip
+    """A column of TrialResult."""
+    mode: Literal["min", "max"] = "min"
+    """Whether smaller or larger is better."""
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+class SchedulerConfig(Config):
+    """Which trials are cut, and when; fidelity is compute spent."""
+
+    name: Literal["none", "asha"] = "none"
+    """`asha`: asynchronous successive halving on rungs of compute."""
+    reduction_factor: Annotated[float, Field(gt=1)] = 3.0
+    """Rungs lie at powers of this in FLOPs; about one in this many trials passes each."""
+    grace_fraction: Fraction = 0.2
+    """Share of its own planned compute that every trial may spend before it can be cut."""
+    within: tuple[str, ...] = ()
+    """Parameters whose values trials must share to be compared, such as `model`."""
+
+
+class SearchConfig(Config):
+    """How the next trial is chosen."""
+
+    algorithm: Literal["random", "grid", "bayesian"] = "random"
+    """`random` is quasi-random, `grid` takes every combination, `bayesian` models the results."""
+    scheduler: Annotated[SchedulerConfig, BeforeValidator(_named)] = SchedulerConfig()
+    """A name, or a mapping with a name and its settings."""
+    num_trials: PositiveCount | None = None
+    """Trials to run; by default the whole grid, or until the budget is spent."""
+    seed: Count = 0
+    """Seed of the searcher."""
+    max_concurrent: PositiveCount | None = None
+    """Trials at once; by default as many as the cluster holds. 1 makes the study sequential."""
+    max_retries: Count = 2
+    """Further attempts of a trial that failed through no fault of its configuration."""
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.algorithm != "grid" and self.num_trials is None:
+            raise ValueError(f"{self.algorithm} search needs num_trials")
+        return self
+
+
+class Study(Config):
+    """One question: space, fixed settings, objective, search method, budget and cluster."""
+
+    name: Name
+    """Also the run folder's name, with characters that paths do not allow replaced."""
+    question: str = ""
+    """What the study is to answer, in a sentence."""
+    search_space: SearchSpace
+    """In a file: the name of a space, a path, or the space itself."""
+    base: Annotated[dict[str, JsonValue], Field(default_factory=dict)]
+    """Fixed settings of every trial: any part of TrialConfig."""
+    objective: Objective = Objective()
+    search: SearchConfig
+    budget: Budget
+    cluster: ClusterConfig = ClusterConfig()
+    target: Budget | None = None
+    """Budget that the recommendation is for; by default ten times what the study may spend."""
+    checkpoint_seconds: PositiveFloat = 30.0
+    """Least time between two checkpoints of a trial."""
+    overrides: tuple[str, ...] = ()
+    """`--set` options that were applied to the file."""
+
+    @property
+    def folder_name(self) -> str:
+        """The name with every character but letters, digits, `.`, `_` and `-` replaced by `-`."""
+        safe = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in self.name)
+        return safe.strip(".-") or "study"
+
+    @property
+    def digest(self) -> str:
+        """Short hash of everything that decides what is run; a changed study has another."""
+        content = self.model_dump(
+            mode="json", exclude={"question", "budget", "target", "overrides"}
+        )
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_study(
+    source: str | Path, overrides: Sequence[str] = (), *, search_space: str | None = None
+) -> Study:
+    """Return the study of a YAML file, checked as a whole.
+
+    Args:
+        source: A path, or the name of a file in `./studies/` or of a shipped study.
+        overrides: `a.b=value` texts that replace what the file says; they are recorded.
+        search_space: Name or path of a space that replaces the file's.
+
+    Raises:
+        NotFoundError: There is no such study.
+        ConfigError: With every problem of the file, one per line.
+    """
+    path = library.find("studies", str(source))
+    document = read_yaml(path).with_overrides(overrides)
+    if search_space is not None:
+        document.data["search_space"] = search_space
+    if overrides:
+        document.data["overrides"] = list(overrides)
+    document = _with_space(document)
+    study = validate(document, Study)
+    problems = _path_problems(study, document) or _point_problems(study, document)
+    if problems:
+        raise problems_error(document.source, "Study", problems)
+    return study
+
+
+def study_from_json(text: str) -> Study:
+    """Return the study that `study.json` holds.
+
+    Raises:
+        ConfigError: It does not hold one.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"study.json is not valid JSON: {error}.") from error
+    return validate(Document(source="study.json", data=data), Study)
+
+
+def trial_config(study: Study, point: Mapping[str, JsonValue]) -> TrialConfig:
+    """Return the trial that a point of the study's space stands for, its length in tokens.
+
+    Raises:
+        ConfigError: The point breaks a constraint or a rule of TrialConfig.
+    """
+    broken = study.search_space.broken_constraint(point, study.base)
+    if broken is not None:
+        raise ConfigError(f"breaks the constraint {broken!r}.")
+    data = merge(study.base, point)
+    config = validate(Document(source="point", data=data), TrialConfig)
+    return config.replace(
+        train=config.train.replace(
+            tokens=num_train_tokens(config), tokens_per_param=None, flops=None
+        )
+    )
+
+
+def _with_space(document: Document) -> Document:
+    """Return the document with a named space replaced by its file's content."""
+    name = document.data.get("search_space")
+    if not isinstance(name, str):
+        return document
+    try:
+        inner = read_yaml(library.find("search_spaces", name))
+    except ConfigError as error:
+        place = document.place(("search_space",))
+        raise problems_error(
+            document.source, "Study", [f"{place}: search_space: {error.message}"]
+        ) from error
+    places = dict(document.places)
+    places.update({("search_space", *key): place for key, place in inner.places.items()})
+    return Document(
+        source=document.source,
+        data=document.data | {"search_space": inner.data},
+        places=places,
+        problems=document.problems + inner.problems,
+    )
+
+
+def _path_problems(study: Study, document: Document) -> list[str]:
+    """Return the parameters that TrialConfig does not know."""
+    problems = []
+    for name in study.search_space.parameters:
+        parts = tuple(name.split("."))
+        for i, part in enumerate(parts):
+            known = field_names(TrialConfig, parts[:i])
+            if part not in known:
+                place = document.place(("search_space", "parameters", name))
+                prefix = ".".join(parts[:i])
+                full = [f"{prefix}.{k}" if prefix else k for k in known]
+                problems.append(
+                    f"{place}: {name}: no such setting of a trial. "
+                    + did_you_mean(".".join(parts[: i + 1]), full)
+                )
+                break
+    for name in study.search.scheduler.within:
+        if name not in study.search_space.parameters:
+            place = document.place(("search", "scheduler", "within"))
+            problems.append(
+                f"{place}: search.scheduler.within: {name!r} is not a parameter of the space. "
+                + did_you_mean(name, study.search_space.parameters)
+            )
+    return problems
+
+
+def _point_problems(study: Study, document: Document) -> list[str]:
+    """Return what is wrong with the space if no probed point of it is a valid trial."""
+    points = quasi_random_points(study.search_space, study.base, seed=0)
+    found: list[str] = []
+    for _ in range(_NUM_PROBES):
+        point = next(points)
+        try:
+            trial_config(study, point)
+        except ConfigError as error:
+            found.append(_at_its_place(study, point, document, error))
+        else:
+            return []
+    common = list(dict.fromkeys(found))[:3]
+    return [f"none of {_NUM_PROBES} points of the search space is a valid trial, e.g.", *common]
+
+
+def _at_its_place(
+    study: Study, point: Mapping[str, JsonValue], document: Document, error: ConfigError
+) -> str:
+    """Return the problems of one point with the places in the files that they come from."""
+    data = merge(study.base, point)
+    places: dict[Key, str] = {(): document.place(("base",))}
+    for key, place in document.places.items():
+        if key[:1] == ("base",):
+            places[key[1:]] = place
+    for name in point:
+        parts: Key = tuple(name.split("."))
+        places[parts] = document.place(("search_space", "parameters", name))
+    try:
+        validate(Document(source=document.source, data=data, places=places), TrialConfig)
+    except ConfigError as placed:
+        return "\n  ".join(line.strip() for line in placed.message.split("\n")[1:])
+    values = {name: value_at(data, name) for name in point}
+    return f"{document.place(('search_space',))}: {values}: {error.message}"
