@@ -1,0 +1,106 @@
+"""`planner plan`: what a study would run and cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from planner.cli.output import echo_json, echo_note, echo_table, plain
+from planner.units import format_bytes, format_count, format_flops, format_seconds, format_usd
+
+if TYPE_CHECKING:
+    from planner.planning import Candidate, Plan
+
+
+@click.command(epilog="Example: planner plan quickstart --set budget.usd=10")
+@click.argument("study")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a setting.")
+@click.option("--search-space", metavar="NAME", help="Use another search space.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(
+    study: str, overrides: tuple[str, ...], search_space: str | None, as_json: bool
+) -> None:
+    """Show what STUDY would run, what that costs, and what is rejected and why.
+
+    Nothing is started. STUDY is a YAML file, or the name of a shipped study.
+    """
+    from planner.planning import plan
+    from planner.study import load_study
+
+    outlook = plan(load_study(study, overrides, search_space=search_space))
+    if as_json:
+        echo_json(as_data(outlook))
+        return
+    echo_table(
+        ["trial", "state", "params", "tokens", "workers", "FLOPs", "memory", "time", "dev-h", "USD"],
+        [_row(candidate) for candidate in outlook.candidates],
+        left=(0, 1),
+    )
+    for candidate in outlook.rejected:
+        echo_note(f"{candidate.trial} is infeasible: {candidate.reason}")
+    _summary(outlook)
+
+
+def as_data(outlook: Plan) -> dict[str, object]:
+    """Return the plan as plain data; also the content of `plan.json`."""
+    return {
+        "schema": "planner.plan/1",
+        "study": outlook.study.name,
+        "candidates": [
+            {
+                "trial": c.trial,
+                "state": "planned" if c.is_feasible else "infeasible",
+                "reason": c.reason,
+                "point": c.point,
+                "config": plain(c.config),
+                "cost": plain(c.cost),
+            }
+            for c in outlook.candidates
+        ],
+        "total": plain(outlook.total),
+        "budget": outlook.study.budget.limits(),
+        "is_sample": outlook.is_sample,
+    }
+
+
+def _row(candidate: Candidate) -> list[str]:
+    cost, config = candidate.cost, candidate.config
+    state = "planned" if candidate.is_feasible else "infeasible"
+    if cost is None or config is None:
+        return [candidate.trial, state, *["-"] * 8]
+    return [
+        candidate.trial,
+        state,
+        format_count(cost.num_params),
+        format_count(cost.train_tokens),
+        str(cost.num_devices),
+        format_flops(cost.train_flops).removesuffix(" FLOPs"),
+        format_bytes(cost.peak_memory_bytes),
+        format_seconds(cost.startup_seconds + cost.train_seconds),
+        f"{cost.device_hours:.2g}",
+        "-" if cost.usd is None else format_usd(cost.usd),
+    ]
+
+
+def _summary(outlook: Plan) -> None:
+    from planner.budget import format_amount
+
+    study, total = outlook.study, outlook.total
+    click.echo(
+        f"\n{len(outlook.feasible)} trials to run, {len(outlook.rejected)} rejected; "
+        f"{study.search.algorithm} search, scheduler {study.search.scheduler.name}, "
+        f"cluster {outlook.cluster}."
+    )
+    if outlook.is_sample:
+        click.echo("The search picks its own points; these are a sample of the space.")
+    click.echo(
+        f"Everything to its end: {format_flops(total.flops)}, "
+        f"{format_amount('device_hours', total.device_hours)}, "
+        f"about {format_seconds(total.seconds)} of wall clock."
+    )
+    for name, (need, limit) in outlook.bill().items():
+        verdict = "fits" if need <= limit else "the sweep stops when it is spent"
+        click.echo(
+            f"Budget {format_amount(name, limit)}: {need / limit:.0%} of it planned; {verdict}."
+        )
