@@ -1,0 +1,1 @@
+"""Tokens: where they come from (`corpus`) and in which order they are read (`order`)."""

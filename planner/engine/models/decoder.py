@@ -1,0 +1,72 @@
+"""The decoder-only transformer: GPT-2 and Llama are two settings of it.
+
+B sequences, T tokens, D channels, V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from planner.engine.models.layers import Block, Linear, make_norm
+from planner.trial import ModelConfig
+
+__all__ = ["Decoder"]
+
+
+class Decoder(nn.Module):
+    """A transformer over tokens; a pipeline stage is the same model with parts set to None.
+
+    Layers stand in a ModuleDict under their number in the whole model, so that every parameter has
+    the same name in every layout.
+    """
+
+    def __init__(self, model: ModelConfig, compute: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.embedding: nn.Embedding | None = nn.Embedding(model.vocab_size, model.d_model)
+        self.positions: nn.Embedding | None = (
+            nn.Embedding(model.sequence_length, model.d_model)
+            if model.position == "learned"
+            else None
+        )
+        self.layers = nn.ModuleDict({str(i): Block(model) for i in range(model.num_layers)})
+        self.norm: nn.Module | None = make_norm(model)
+        self.head: Linear | None = (
+            None if model.tied_head else Linear(model.d_model, model.vocab_size, bias=False)
+        )
+        self.compute = compute
+        self.dropout = model.dropout
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, T, V) in the compute format."""
+        return self.logits(self.hidden(tokens_BT))
+
+    def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Return the normalised output of the last layer, (B, T, D)."""
+        x_BTD = self.embed(tokens_BT)
+        for layer in self.layers.values():
+            x_BTD = layer(x_BTD)
+        return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Return the embedded tokens (B, T, D); what a former stage sends passes unchanged."""
+        if self.embedding is None or tokens_BT.is_floating_point():
+            return tokens_BT
+        x_BTD = self.embedding(tokens_BT)
+        if self.positions is not None:
+            x_BTD = x_BTD + self.positions.weight[: tokens_BT.shape[1]]
+        x_BTD = x_BTD.to(self.compute)
+        return F.dropout(x_BTD, self.dropout, self.training) if self.dropout else x_BTD
+
+    def logits(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
+        """Return the logits (B, T, V)."""
+        return F.linear(hidden_BTD, self.head_weight.to(hidden_BTD.dtype))
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The matrix (V, D) of the head: its own, or the embedding's."""
+        source: nn.Module | None = self.head if self.head is not None else self.embedding
+        if source is None:
+            raise LookupError("the stage that computes logits holds the head")
+        return source.weight

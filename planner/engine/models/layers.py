@@ -1,0 +1,154 @@
+"""Blocks of the models. Weights keep their own format; products run in the format of the input.
+
+B sequences, T tokens, D channels, H heads (local to the worker), K channels of a head.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from planner.trial import ModelConfig
+
+__all__ = ["Attention", "Block", "Linear", "Mlp", "make_norm", "rope_tables"]
+
+
+class Linear(nn.Linear):
+    """Linear layer that casts its fp32 weights to the format of its input."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (..., in) to (..., out)."""
+        if self.weight.dtype == x.dtype:
+            return F.linear(x, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.linear(x, self.weight.to(x.dtype), bias)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation in fp32 with an optional bias (Ba et al., 2016)."""
+
+    def __init__(self, width: int, *, bias: bool, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.width, self.epsilon = width, epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, (self.width,), self.weight.to(x.dtype), bias, self.epsilon)
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square normalisation (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, width: int, *, epsilon: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.width, self.epsilon = width, epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last dimension."""
+        return F.rms_norm(x, (self.width,), self.weight.to(x.dtype), self.epsilon)
+
+
+def make_norm(model: ModelConfig) -> nn.Module:
+    """Return the normalisation that a model uses."""
+    if model.norm == "rmsnorm":
+        return RmsNorm(model.d_model)
+    return LayerNorm(model.d_model, bias=model.bias)
+
+
+@lru_cache(maxsize=8)
+def rope_tables(
+    length: int, head_dim: int, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosines and sines of rotary positions, each of shape (T, K / 2).
+
+    Angle of position t and pair i: t * 10000^(-2 i / K) (Su et al., 2021, equation 15).
+    """
+    rates = 10000.0 ** (
+        -torch.arange(0, head_dim, 2, device=device, dtype=torch.float64) / head_dim
+    )
+    angles = torch.outer(torch.arange(length, device=device, dtype=torch.float64), rates)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x_BHTK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the pairs (i, i + K/2) of every head by their position's angle."""
+    first, second = x_BHTK.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped keys and values; heads are counted from the tensors."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        width, kv_width = model.d_model, model.kv_heads * model.head_dim
+        self.wq = Linear(width, width, bias=model.bias)
+        self.wk = Linear(width, kv_width, bias=model.bias)
+        self.wv = Linear(width, kv_width, bias=model.bias)
+        self.wo = Linear(width, width, bias=model.bias)
+        self.head_dim = model.head_dim
+        self.uses_rope = model.position == "rope"
+        self.dropout = model.dropout
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return (B, T, D)."""
+        batch, length = x_BTD.shape[:2]
+        q, k, v = (
+            projection(x_BTD).view(batch, length, -1, self.head_dim).transpose(1, 2)
+            for projection in (self.wq, self.wk, self.wv)
+        )
+        if self.uses_rope:
+            cos, sin = rope_tables(length, self.head_dim, q.device, q.dtype)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        out_BHTK = F.scaled_dot_product_attention(
+            q, k, v,
+            is_causal=True,
+            dropout_p=self.dropout if self.training else 0.0,
+            enable_gqa=k.shape[1] != q.shape[1],
+        )  # fmt: skip
+        return self.wo(out_BHTK.transpose(1, 2).reshape(batch, length, -1))
+
+
+class Mlp(nn.Module):
+    """Two matrices with GELU, or three with a SiLU gate (Shazeer, 2020)."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.w1 = Linear(model.d_model, model.ff_width, bias=model.bias)
+        self.w2 = Linear(model.ff_width, model.d_model, bias=model.bias)
+        self.w3 = (
+            Linear(model.d_model, model.ff_width, bias=model.bias) if model.mlp == "gated" else None
+        )
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return (B, T, D)."""
+        if self.w3 is None:
+            return self.w2(F.gelu(self.w1(x_BTD)))
+        return self.w2(F.silu(self.w1(x_BTD)) * self.w3(x_BTD))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = make_norm(model)
+        self.attention = Attention(model)
+        self.mlp_norm = make_norm(model)
+        self.mlp = Mlp(model)
+        self.dropout = model.dropout
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return (B, T, D)."""
+        x_BTD = x_BTD + self._drop(self.attention(self.attention_norm(x_BTD)))
+        return x_BTD + self._drop(self.mlp(self.mlp_norm(x_BTD)))
+
+    def _drop(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x

@@ -1,0 +1,1 @@
+"""How a trial's workers share its work."""

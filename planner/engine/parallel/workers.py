@@ -1,0 +1,109 @@
+"""The workers of one trial: who I am, where the others are, and what we agree on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+
+from planner.errors import ConfigError
+
+__all__ = ["Workers", "join_workers"]
+
+_TIMEOUT: Final = timedelta(seconds=600)
+"""A worker that is silent this long is taken for dead; a killed one is noticed at once."""
+_FAILURE_KEY: Final = "planner/first_failure"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workers:
+    """This worker's rank, device and way to the others."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    store: Any = None
+    """Where a failing worker leaves its reason for the others; None for a single worker."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this worker reports and writes for all."""
+        return self.rank == 0
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all workers; a collective call."""
+        if self.world_size > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values)
+        return values
+
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the largest over all workers, element by element; a collective call."""
+        if self.world_size > 1:
+            values = values.to(self.device)
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag holds on any worker; a collective call."""
+        if self.world_size == 1:
+            return flag
+        return bool(self.largest(torch.tensor([int(flag)])).item())
+
+    def barrier(self) -> None:
+        """Wait for all workers."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def leave_reason(self, reason: str) -> None:
+        """Tell the others why this worker fails, so that they can say it too."""
+        if self.store is not None and not self.store.check([_FAILURE_KEY]):
+            self.store.set(_FAILURE_KEY, reason)
+
+    def read_reason(self) -> str | None:
+        """Return the reason that a failing worker left, or None."""
+        if self.store is None or not self.store.check([_FAILURE_KEY]):
+            return None
+        return self.store.get(_FAILURE_KEY).decode()
+
+
+@contextmanager
+def join_workers(rank: int, world_size: int, init_method: str | None) -> Iterator[Workers]:
+    """Join the trial's process group for the time of the block.
+
+    Raises:
+        ConfigError: There are several workers and no place to meet.
+    """
+    device = _device_of(rank)
+    if world_size == 1:
+        yield Workers(rank=0, world_size=1, device=device)
+        return
+    if init_method is None:
+        raise ConfigError(
+            f"{world_size} workers need a place to meet: init_method is None.",
+            hint="Give tcp://HOST:PORT or file://PATH, the same to every worker.",
+        )
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend, init_method=init_method, rank=rank, world_size=world_size, timeout=_TIMEOUT
+    )
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        yield Workers(rank=rank, world_size=world_size, device=device, store=store)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device_of(rank: int) -> torch.device:
+    """Return the CUDA device of a worker where there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", rank)) % torch.cuda.device_count()
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)

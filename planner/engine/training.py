@@ -1,0 +1,281 @@
+"""`train`: one trial, as one of its workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from planner.costs.flops import num_train_tokens, train_flops_per_token
+from planner.costs.params import count_params
+from planner.engine.checkpoint import Saved, check_same, load_newest, named_tensors, restore, save
+from planner.engine.data.corpus import load_corpus
+from planner.engine.data.windows import Windows
+from planner.engine.failures import classify
+from planner.engine.measurement import (
+    Clock,
+    peak_flops_per_second,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
+from planner.engine.parallel.workers import Workers, join_workers
+from planner.engine.step import Stepper
+from planner.engine.support import check_supported, check_workers
+from planner.trial import TrialConfig, TrialResult, TrialState
+
+__all__ = ["OnMetrics", "train"]
+
+OnMetrics = Callable[[dict[str, Any]], bool | None]
+"""Called by the first worker at every report; False stops the trial."""
+
+_CHECK_STEPS: Final = 10
+"""Steps between looks at the loss; looking makes the host wait for the device."""
+
+
+def train(
+    config: TrialConfig,
+    *,
+    trial: str = "t000",
+    on_metrics: OnMetrics | None = None,
+    report_at_flops: Sequence[float] = (),
+    checkpoint_dir: Path | None = None,
+    resume: bool = True,
+    rank: int = 0,
+    world_size: int = 1,
+    init_method: str | None = None,
+) -> TrialResult:
+    """Train one configuration as one of its workers and return what came out.
+
+    Every worker of the trial makes the same call with its own rank and gets the same result.
+    Divergence and running out of memory are results, not errors; so is a lost worker (`failed`).
+
+    Args:
+        config: The trial.
+        trial: Its identifier, copied into the result.
+        on_metrics: Called on rank 0 at every report with a dict whose keys are TrialResult's
+            fields. Returning False stops the trial on all workers.
+        report_at_flops: Further reports, at the first step that reaches each amount of compute.
+        checkpoint_dir: Where a checkpoint is written at every report; None writes none.
+        resume: Whether to go on from the newest complete checkpoint there.
+        rank: This worker.
+        world_size: All workers: `config.layout.num_workers`.
+        init_method: Where several workers meet: `tcp://HOST:PORT`, `file://PATH` or `env://`.
+
+    Raises:
+        ConfigError: The corpus or the number of workers does not suit the configuration.
+        InfeasibleError: The engine cannot run the configuration.
+        TrialError: A checkpoint is damaged or cannot be written.
+    """
+    check_supported(config)
+    check_workers(config, world_size)
+    with join_workers(rank, world_size, init_method) as workers:
+        run = _Run(config, workers, trial)
+        try:
+            run.prepare(checkpoint_dir if resume else None)
+            run.carry_out(on_metrics, report_at_flops, checkpoint_dir)
+        except (RuntimeError, MemoryError, ConnectionError) as error:
+            run.fail(error)
+        return run.result()
+
+
+class _Run:
+    """One trial in this process."""
+
+    def __init__(self, config: TrialConfig, workers: Workers, trial: str) -> None:
+        self.config, self.workers, self.trial = config, workers, trial
+        self.flops_per_sequence = train_flops_per_token(config.model) * config.model.sequence_length
+        self.total_sequences = num_train_tokens(config) // config.model.sequence_length
+        self.state = TrialState.RUNNING
+        self.reason: str | None = None
+        self.step = 0
+        self.sequences = 0
+        self.first_loss: float | None = None
+        self.report: dict[str, Any] = {}
+        self.clock = Clock(workers.device)
+        reset_peak_memory(workers.device)
+
+    def prepare(self, resumed: Path | None) -> None:
+        """Load the corpus, build the model and go to the newest checkpoint."""
+        self.corpus = load_corpus(self.config.data)
+        windows = Windows.of(self.config, self.corpus)
+        self.stepper = Stepper(self.config, self.workers, windows)
+        self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.workers.device)
+        self._loss_steps = 0
+        found = load_newest(resumed)
+        if found is None:
+            return
+        saved, tensors = found
+        check_same(
+            saved,
+            model=self.config.model.model_dump(mode="json"),
+            seed=self.config.train.seed,
+            corpus_hash=self.corpus.content_hash,
+        )
+        restore(self.stepper.model, self.stepper.optimizer, tensors)
+        self.step, self.sequences = saved.step, saved.sequences
+        self.first_loss, self.report = saved.first_loss, dict(saved.report)
+        self.clock.elapsed_before = saved.elapsed_seconds
+        self.clock.train_seconds = saved.train_seconds
+
+    def carry_out(
+        self,
+        on_metrics: OnMetrics | None,
+        report_at_flops: Sequence[float],
+        checkpoint_dir: Path | None,
+    ) -> None:
+        """Train to the end, or until it diverges or is stopped."""
+        targets = self._report_targets(report_at_flops)
+        per_step = self.config.batch.sequences_per_step
+        self.clock.skip()
+        while self.state is TrialState.RUNNING and self.sequences < self.total_sequences:
+            before = self.sequences
+            progress = min(1.0, (before + per_step) / self.total_sequences)
+            loss = self.stepper.step(before, progress)
+            self._loss_sum += loss
+            self._loss_steps += 1
+            self.step += 1
+            self.sequences += per_step
+            due = any(before < target <= self.sequences for target in targets)
+            if due or self.step % _CHECK_STEPS == 0 or self.first_loss is None:
+                self._check_training_loss(loss)
+            if due and self.state is TrialState.RUNNING:
+                self._report(on_metrics, checkpoint_dir)
+        if self.state is TrialState.RUNNING:
+            self.state = TrialState.COMPLETED
+
+    def _report_targets(self, report_at_flops: Sequence[float]) -> list[int]:
+        """Return the numbers of sequences at which to report."""
+        number = self.config.train.num_validations
+        even = [ceil(self.total_sequences * k / number) for k in range(1, number + 1)]
+        asked = [ceil(flops / self.flops_per_sequence - 1e-9) for flops in report_at_flops]
+        return sorted({*even, *asked})
+
+    def _check_training_loss(self, loss: torch.Tensor) -> None:
+        """Stop on a loss that is not finite or far above the first one; a collective call."""
+        mean = self._mean_over_workers(loss)
+        if self.first_loss is None:
+            self.first_loss = mean
+        self._check(mean, "training")
+
+    def _mean_over_workers(self, value: torch.Tensor) -> float:
+        return float(self.workers.sum(value.detach().double().clone())) / self.workers.world_size
+
+    def _check(self, loss: float, which: str) -> None:
+        limit = (self.first_loss or loss) * self.config.train.max_loss_factor
+        if not isfinite(loss):
+            self.state = TrialState.DIVERGED
+            self.reason = f"the {which} loss is {loss} at step {self.step}"
+        elif loss > limit:
+            self.state = TrialState.DIVERGED
+            self.reason = (
+                f"the {which} loss is {loss:.4g} at step {self.step}, above {limit:.4g} "
+                f"(max_loss_factor={self.config.train.max_loss_factor})"
+            )
+
+    def _report(self, on_metrics: OnMetrics | None, checkpoint_dir: Path | None) -> None:
+        """Validate, write a checkpoint, tell the caller and hear whether to stop; collective."""
+        per_step = self.config.tokens_per_step
+        self.clock.lap_steps(self._loss_steps * per_step)
+        val_loss = self.stepper.validate()
+        self.clock.lap_validation()
+        train_loss = self._mean_over_workers(self._loss_sum) / self._loss_steps
+        self._loss_sum.zero_()
+        self._loss_steps = 0
+        self.report = {"val_loss": val_loss, "train_loss": train_loss, **self._measured()}
+        self._check(val_loss, "validation")
+        if self.state is not TrialState.RUNNING:
+            return
+        if checkpoint_dir is not None:
+            self._save(checkpoint_dir)
+        stop = False
+        if on_metrics is not None and self.workers.is_first:
+            stop = on_metrics(dict(self.report)) is False
+        if self.workers.any(stop) and self.sequences < self.total_sequences:
+            self.state = TrialState.STOPPED
+            self.reason = "stopped by the caller at a report"
+        self.clock.skip()
+
+    def _measured(self) -> dict[str, Any]:
+        """Return what is known of the trial's cost at this moment; a collective call."""
+        peak = self.workers.largest(
+            torch.tensor([peak_memory_bytes(self.workers.device)], dtype=torch.float64)
+        )
+        return self._counted() | {
+            "tokens_per_second": self.clock.tokens_per_second,
+            "mfu": self._mfu(),
+            "peak_memory_bytes": float(peak),
+        }
+
+    def _counted(self) -> dict[str, Any]:
+        params = count_params(self.config.model)
+        return {
+            "num_params": params.total,
+            "num_params_non_embedding": params.non_embedding,
+            "num_steps": self.step,
+            "train_tokens": self.sequences * self.config.model.sequence_length,
+            "train_flops": self.sequences * self.flops_per_sequence,
+            "train_seconds": self.clock.train_seconds,
+            "elapsed_seconds": self.clock.elapsed_seconds,
+        }
+
+    def _mfu(self) -> float | None:
+        """Model FLOPs utilisation: 6N + attention FLOPs per second over the workers' peak."""
+        rate, peak = (
+            self.clock.tokens_per_second,
+            peak_flops_per_second(self.config, self.workers.device),
+        )
+        if rate is None or peak is None:
+            return None
+        return rate * train_flops_per_token(self.config.model) / (peak * self.workers.world_size)
+
+    def _save(self, checkpoint_dir: Path) -> None:
+        saved = Saved(
+            step=self.step,
+            sequences=self.sequences,
+            train_seconds=self.clock.train_seconds,
+            elapsed_seconds=self.clock.elapsed_seconds,
+            first_loss=self.first_loss or 0.0,
+            corpus_hash=self.corpus.content_hash,
+            model=self.config.model.model_dump(mode="json"),
+            seed=self.config.train.seed,
+            report=self.report,
+        )
+        if self.workers.is_first:
+            save(checkpoint_dir, saved, named_tensors(self.stepper.model, self.stepper.optimizer))
+
+    def fail(self, error: Exception) -> None:
+        """Turn an error into the state in which it leaves the trial, and tell the other workers."""
+        known = classify(error)
+        if known is None:
+            raise error
+        state, reason = known
+        if state is TrialState.OUT_OF_MEMORY:
+            self.workers.leave_reason(reason)
+        elif (first := self.workers.read_reason()) is not None:
+            state, reason = TrialState.OUT_OF_MEMORY, f"{first} (on another worker)"
+        self.state, self.reason = state, reason
+
+    def result(self) -> TrialResult:
+        """Return the trial's row."""
+        row = {f.name for f in fields(TrialResult)}
+        last = {key: value for key, value in self.report.items() if key in row}
+        values = last | {key: v for key, v in self._counted().items() if v is not None}
+        if self.state is not TrialState.COMPLETED:
+            peak = peak_memory_bytes(self.workers.device)
+            values["peak_memory_bytes"] = max(peak, values.get("peak_memory_bytes") or 0.0)
+        metrics = (
+            {"corpus_fingerprint": self.corpus.fingerprint()} if hasattr(self, "corpus") else {}
+        )
+        return TrialResult(
+            trial=self.trial,
+            config=self.config.model_dump(mode="json"),
+            state=self.state,
+            reason=self.reason,
+            num_workers=self.workers.world_size,
+            metrics=metrics,
+            **values,
+        )
