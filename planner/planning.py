@@ -178,7 +178,7 @@ def _check_units(study: Study, costs: Sequence[CostEstimate]) -> None:
     for unit in ("usd", "kwh"):
         missing = getattr(costs[0], unit) is None
         if missing and getattr(study.budget, unit) is not None:
-            setting = "usd_per_device_hour" if unit == "usd" else "watts_per_device"
+            setting = "usd_per_device_hour" if unit == "usd" else "device_overrides.power_watts"
             raise ConfigError(
                 f"a budget in {unit} needs to know what a device costs: cluster.device is "
                 f"{study.cluster.device!r} and no {setting} is given.",

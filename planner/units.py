@@ -79,7 +79,7 @@ def parse_budget(text: str) -> dict[str, float]:
     {'flops': 3e+20}
     """
     amounts: dict[str, float] = {}
-    for part in re.split(r",(?![0-9]{3}(?:\D|$))|\+(?=\s*[0-9$])", text.strip()):
+    for part in re.split(r",(?![0-9]{3}(?:\D|$))", text.strip()):
         field, amount = _parse_amount(part.strip())
         if field in amounts:
             raise ConfigError(f"a budget names each unit once: {text!r} gives {field} twice.")

@@ -64,7 +64,7 @@ class _Verbs(click.Group):
 @click.version_option(package_name="planner")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def _planner(debug: bool) -> None:
-    """I have this much compute: what should I train, and how?
+    r"""I have this much compute: what should I train, and how?
 
     \b
     Example:
