@@ -1,0 +1,278 @@
+"""Seconds of one optimizer step, by what they are spent on.
+
+A layer's time is the larger of what the device needs and what the CPU needs to launch it, with a
+soft maximum; a stage repeats it over its layers; a pipeline over its micro-batches; the step adds
+what is not hidden of the gradient reduction, and the optimizer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from planner.costs.cluster import Cluster
+from planner.costs.links import (
+    all_reduce_seconds,
+    all_to_all_seconds,
+    gather_seconds,
+    latency_seconds,
+)
+from planner.costs.memory import block_params_per_device, params_per_device
+from planner.costs.workload import Array, Number, Workload
+
+__all__ = ["Efficiency", "StepTime", "default_efficiency", "step_time", "tile_efficiency"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Efficiency:
+    """What a cluster reaches of what its parts promise; the constants that calibration fits."""
+
+    gemm: float = 0.87
+    """Large aligned matrix products, as a share of the achievable peak."""
+    attention: float = 0.35
+    """Fused attention, as a share of the peak; FlashAttention 1 on A100."""
+    memory: float = 0.75
+    """Elementwise kernels, as a share of the memory bandwidth."""
+    network: float = 0.7
+    """Collectives, as a share of the link."""
+    launch_seconds: float = 250e-6
+    """CPU time to launch one forward pass of one layer."""
+    step_seconds: float = 0.0
+    """Fixed time of a step."""
+
+
+def default_efficiency(cluster: Cluster) -> Efficiency:
+    """Return the constants before any measurement on the cluster."""
+    base = Efficiency()
+    if cluster.device.is_cpu:
+        return replace(
+            base, gemm=1.0, attention=0.3, launch_seconds=150e-6, network=0.5, step_seconds=1e-3
+        )
+    return base
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StepTime:
+    """Seconds of one step; the parts sum to the total."""
+
+    matmul: Array
+    attention: Array
+    elementwise: Array
+    launch: Array
+    """What the CPU's launches add beyond the device's time."""
+    tensor: Array
+    context: Array
+    expert: Array
+    gather: Array
+    """What gathering sharded parameters adds beyond the compute that it overlaps."""
+    pipeline: Array
+    """Bubble, imbalance of stages and transfers between them."""
+    data: Array
+    """Exposed gradient reduction."""
+    optimizer: Array
+    other: Array
+
+    @property
+    def total(self) -> Array:
+        """The sum of all parts."""
+        return (
+            self.matmul + self.attention + self.elementwise + self.launch + self.tensor
+            + self.context + self.expert + self.gather + self.pipeline + self.data + self.optimizer
+            + self.other
+        )  # fmt: skip
+
+
+def tile_efficiency(size: Number, tile: float = 128.0) -> Array:
+    """Return the share of the last tile that is used, (x / 128) / ceil(x / 128).
+
+    >>> float(tile_efficiency(1800.0)), float(tile_efficiency(1728.0))
+    (0.9375, 0.9642857142857143)
+    """
+    tiles = size / tile
+    return np.asarray(tiles / np.ceil(tiles))
+
+
+def _passes(w: Workload) -> Array:
+    """Return forward-sized passes through a block: 1 forward, 2 backward, 1 for full recomputation."""
+    return np.where(np.asarray(w.recompute) > 1, 4.0, 3.0)
+
+
+def _tokens(w: Workload) -> Number:
+    return w.micro_batch * w.sequence_tokens / w.context
+
+
+def _matmul_seconds(w: Workload, rate: Number) -> Array:
+    """Seconds of one forward pass of a block's matrix products, 2 T K N / (P e tile(T) tile(N))."""
+    tokens, t = _tokens(w), w.tensor
+    over_tokens = tile_efficiency(tokens)
+    qkv = (w.query_width + 2.0 * w.kv_width) / t
+    attention = w.attention_params / t / tile_efficiency(qkv)
+    width = w.dense_d_ff / t
+    dense = (
+        w.mlp_matrices
+        * w.d_model
+        * width
+        / np.where(np.asarray(width) > 0, tile_efficiency(np.maximum(width, 1.0)), 1.0)
+    )
+    seconds = 2.0 * tokens * (attention + dense) / (rate * over_tokens)
+    is_moe = np.asarray(w.num_experts) > 0
+    per_expert = tokens * w.experts_per_token / np.maximum(w.num_experts, 1.0) * w.expert
+    share = np.where(is_moe, tile_efficiency(np.maximum(per_expert, 1.0)), 1.0)
+    active = (w.experts_per_token / share + w.num_shared_experts / over_tokens) * w.expert_d_ff / t
+    return np.asarray(seconds + 2.0 * tokens * w.mlp_matrices * w.d_model * active / rate)
+
+
+def _attention_seconds(w: Workload, rate: Number, cluster: Cluster, e: Efficiency) -> Array:
+    """Seconds of one forward pass of the attention core.
+
+    Fused: 4 T s q / t FLOPs, half of them when causal. Plain: the whole matrix as products, and
+    the scores through memory (written, masked, normalised, dropped, read: 6 passes of B bytes).
+    """
+    flops = 4.0 * _tokens(w) * w.context_tokens * w.query_width / w.tensor
+    causal = np.where(np.asarray(w.is_causal) > 0, 0.5, 1.0)
+    fused = flops * causal / (w.attention_peak_flops_per_second * e.attention)
+    scores = _tokens(w) * w.context_tokens * w.num_heads / w.tensor
+    bandwidth = cluster.device.memory_bytes_per_second * e.memory
+    plain = flops / rate * 2.0 + 6.0 * w.activation_bytes * scores / bandwidth
+    return np.where(np.asarray(w.flash) > 0, fused, plain)
+
+
+def _elementwise_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
+    """Seconds of one forward pass of norms, residuals, dropout and activation functions.
+
+    Bytes per token: 10 B h (/ t under sequence parallelism) + 2 (g - 1) B f / t.
+    """
+    sp = np.where(np.asarray(w.sequence_parallel) > 0, w.tensor, 1.0)
+    width = w.dense_d_ff + (w.experts_per_token + w.num_shared_experts) * w.expert_d_ff
+    stream = 10.0 * w.d_model / sp
+    inner = 2.0 * (w.mlp_matrices - 1.0) * width / w.tensor
+    fused = np.where(np.asarray(w.compiled) > 0, 0.6, 1.0)
+    num_bytes = _tokens(w) * w.activation_bytes * (stream + inner) * fused
+    return num_bytes / (cluster.device.memory_bytes_per_second * e.memory)
+
+
+def _soft_maximum(a: Array, b: Array, power: float) -> Array:
+    """Return (a^n + b^n)^(1/n)."""
+    top = np.maximum(np.maximum(a, b), 1e-30)
+    return top * ((a / top) ** power + (b / top) ** power) ** (1.0 / power)
+
+
+def _launch_seconds(w: Workload, e: Efficiency) -> Array:
+    """CPU seconds to launch one forward-sized pass of a block."""
+    tensor = np.where(np.asarray(w.tensor) > 1, 1.6, 1.0)
+    sharded = np.where(np.asarray(w.zero_stage) >= 3, 1.3, 1.0)
+    compiled = np.where(np.asarray(w.compiled) > 0, 0.5, 1.0)
+    return e.launch_seconds * tensor * sharded * compiled
+
+
+def _tensor_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
+    """Seconds of a block's tensor-parallel collectives: 4 all-reduces of T h, 6 with full recomputation."""
+    num_bytes = _tokens(w) * w.d_model * np.minimum(w.activation_bytes, 2.0)
+    one = all_reduce_seconds(num_bytes, w.tensor, 1.0, cluster, e.network)
+    return (_passes(w) + np.where(np.asarray(w.recompute) > 1, 2.0, 1.0)) * one
+
+
+def _context_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
+    """Seconds of a block's ring over keys and values, 3 passes of 2 T kv (c - 1)."""
+    num_bytes = 2.0 * _tokens(w) * w.kv_width / w.tensor * 2.0 * w.context
+    return 3.0 * gather_seconds(num_bytes, w.context, w.tensor, cluster, e.network)
+
+
+def _expert_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
+    """Seconds of a block's 4 all-to-alls of top-k T h."""
+    num_bytes = w.experts_per_token * _tokens(w) * w.d_model * 2.0
+    one = all_to_all_seconds(num_bytes, w.expert, w.tensor * w.context, cluster, e.network)
+    return np.where(np.asarray(w.num_experts) > 0, 4.0 * one, 0.0)
+
+
+def _gather_layer_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
+    """Seconds to gather a block's sharded parameters twice and to scatter its gradients, per micro-batch."""
+    dense, routed = block_params_per_device(w)
+    num_bytes = (dense + routed) * (2.0 * w.gather_bytes + w.reduce_bytes)
+    stride = w.tensor * w.context
+    bandwidth = gather_seconds(num_bytes, w.shard, stride, cluster, e.network)
+    seconds = bandwidth + 2.0 * latency_seconds(w.shard, stride, cluster)
+    return np.where(np.asarray(w.zero_stage) >= 3, seconds, 0.0)
+
+
+def _data_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
+    """Seconds of the gradient reduction over the replicas (once a step)."""
+    dense, routed = params_per_device(w)
+    sharded = np.asarray(w.zero_stage) >= 3
+    replicas = np.where(sharded, w.data / np.maximum(w.shard, 1.0), w.data)
+    stride = w.tensor * w.context * np.where(sharded, w.shard, 1.0)
+    local = np.where(sharded, (dense + routed) / np.maximum(w.shard, 1.0), dense + routed)
+    return all_reduce_seconds(local * w.reduce_bytes, replicas, stride, cluster, e.network)
+
+
+def _optimizer_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
+    """Seconds to read and write the states once: 2 (optimizer + parameters) + gradients bytes."""
+    dense, routed = params_per_device(w)
+    cut = np.where(np.asarray(w.zero_stage) >= 1, np.maximum(w.shard, 1.0), 1.0)
+    per_param = 2.0 * (w.optimizer_bytes + w.param_bytes) + w.gradient_bytes
+    bandwidth = cluster.device.memory_bytes_per_second * e.memory
+    return (dense + routed) / cut * per_param / bandwidth
+
+
+def step_time(w: Workload, cluster: Cluster, e: Efficiency | None = None) -> StepTime:
+    """Return the seconds of one optimizer step by part.
+
+    layer = softmax_4(matmul + attention + elementwise + collectives, launch), with sharded
+    parameters softmax_6(layer, gathers); stage = layers * layer (+ logits on the last one);
+    step = m * max(stage) + (p - 1) / v * mean(stage) + exposed reduction + optimizer.
+    """
+    e = e or default_efficiency(cluster)
+    rate = w.peak_flops_per_second * cluster.device.achievable_fraction * e.gemm
+    passes, full = _passes(w), np.asarray(w.recompute) > 1
+    matmul = passes * _matmul_seconds(w, rate)
+    core_passes = np.where(full, 4.5, 3.5) + np.where(np.asarray(w.recompute) == 1, 1.0, 0.0)
+    attention = core_passes * _attention_seconds(w, rate, cluster, e)
+    elementwise = passes * _elementwise_seconds(w, cluster, e)
+    tensor = _tensor_seconds(w, cluster, e)
+    context = _context_seconds(w, cluster, e)
+    expert = _expert_seconds(w, cluster, e)
+    on_device = matmul + attention + elementwise + tensor + context + expert
+    layer = _soft_maximum(on_device, passes * _launch_seconds(w, e), 4.0)
+    gathers = _gather_layer_seconds(w, cluster, e)
+    with_gather = _soft_maximum(layer, gathers, 6.0)
+
+    layers = w.num_layers / w.pipeline
+    logits = 3.0 * 2.0 * _tokens(w) * w.d_model * w.vocab_size / w.tensor / rate
+    largest = np.ceil(layers) * with_gather
+    last = layers * with_gather + logits
+    longest = np.where(np.asarray(w.pipeline) > 1, np.maximum(largest, last), last)
+    mean = layers * with_gather + logits / w.pipeline
+    hop = 2.0 * _tokens(w) * w.d_model / w.tensor * 2.0
+    slow = np.minimum(
+        cluster.device.scale_out_bytes_per_second, cluster.device.scale_up_bytes_per_second
+    )
+    stride = w.tensor * w.context * w.data
+    hop_rate = np.where(
+        stride < cluster.devices_per_domain, cluster.device.scale_up_bytes_per_second, slow
+    )
+    transfers = np.where(
+        np.asarray(w.pipeline) > 1,
+        w.num_micro_batches * w.virtual * hop / (hop_rate * e.network),
+        0.0,
+    )
+    bubble = (w.pipeline - 1.0) / w.virtual * mean
+    m = w.num_micro_batches
+    exposed = _data_seconds(w, cluster, e)
+    backward = m * mean * 0.5
+    exposed = exposed - np.minimum(exposed * w.overlap, backward)
+    zero = 0.0 * longest
+    return StepTime(
+        matmul=zero + m * (layers * matmul + logits / w.pipeline),
+        attention=zero + m * layers * attention,
+        elementwise=zero + m * layers * elementwise,
+        launch=zero + m * layers * (layer - on_device),
+        tensor=zero + m * layers * tensor,
+        context=zero + m * layers * context,
+        expert=zero + m * layers * expert,
+        gather=zero + m * layers * (with_gather - layer),
+        pipeline=zero + bubble + m * (longest - mean) + transfers,
+        data=zero + exposed,
+        optimizer=zero + _optimizer_seconds(w, cluster, e),
+        other=zero + e.step_seconds,
+    )

@@ -1,0 +1,227 @@
+"""What the formulas of memory and speed read: one configuration, or many as arrays.
+
+Every field is a number or an array, and all broadcast together: the layouts of one model have its
+widths as numbers and their degrees as arrays, the rows of a table have arrays throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from planner.costs.params import ParamCount, attention_matrix_params, count_shape_params
+from planner.costs.shapes import ModelShape, shape_of
+from planner.trial import TrialConfig
+
+__all__ = [
+    "RECOMPUTE",
+    "Array",
+    "Workload",
+    "concatenate",
+    "model_fields",
+    "precision_fields",
+    "workload_of",
+]
+
+Array = npt.NDArray[np.float64]
+Number = Array | float
+
+RECOMPUTE: Final = {"none": 0.0, "selective": 1.0, "full": 2.0}
+"""What is recomputed in the backward pass, as the numbers that arrays hold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Workload:
+    """A model, its layout and its execution. Widths in channels, lengths in tokens, sizes in bytes."""
+
+    num_layers: Number
+    d_model: Number
+    query_width: Number
+    kv_width: Number
+    num_heads: Number
+    head_dim: Number
+    attention_params: Number
+    """Matrix parameters of one block's attention."""
+    context_tokens: Number
+    """Keys that a query attends to, causality not credited; the mean over blocks."""
+    dense_d_ff: Number
+    """Width of a dense MLP, times the share of the blocks that have one."""
+    expert_d_ff: Number
+    """Width of one expert, times the share of the blocks that have experts."""
+    mlp_matrices: Number
+    vocab_size: Number
+    """Entries of the logits; 0 without a head."""
+    head_copies: Number
+    """Matrices of V h parameters in a model that is on one device: 1 tied, 2 untied."""
+    sequence_tokens: Number
+    is_causal: Number
+    num_experts: Number
+    experts_per_token: Number
+    num_shared_experts: Number
+    other_params: Number
+    """Norms, biases, positions and the like."""
+    data: Number = 1.0
+    """Workers that see different sequences: replicas times shards."""
+    shard: Number = 1.0
+    """Workers over which states are sharded, inside `data`."""
+    zero_stage: Number = 0.0
+    tensor: Number = 1.0
+    sequence_parallel: Number = 0.0
+    pipeline: Number = 1.0
+    virtual: Number = 1.0
+    context: Number = 1.0
+    expert: Number = 1.0
+    micro_batch: Number = 1.0
+    """Sequences per forward pass of one worker."""
+    num_micro_batches: Number = 1.0
+    recompute: Number = 0.0
+    """See RECOMPUTE."""
+    flash: Number = 1.0
+    """Whether attention scores are never written to memory."""
+    compiled: Number = 0.0
+    chunked_loss: Number = 0.0
+    dropout: Number = 0.0
+    peak_flops_per_second: Number = 1e12
+    """Dense peak of the matrix products' precision."""
+    attention_peak_flops_per_second: Number = 1e12
+    """Dense peak of the attention core's precision."""
+    is_fp8: Number = 0.0
+    activation_bytes: Number = 2.0
+    """Per stored activation."""
+    param_bytes: Number = 2.0
+    """Per parameter; the same for the next two."""
+    gradient_bytes: Number = 4.0
+    optimizer_bytes: Number = 12.0
+    """Moments and master weights."""
+    reduce_bytes: Number = 4.0
+    """Per gradient on the wire."""
+    gather_bytes: Number = 2.0
+    """Per parameter on the wire, where parameters are sharded."""
+    overlap: Number = 0.5
+    """Share of the gradient reduction that may hide behind the backward pass."""
+
+    @property
+    def num_devices(self) -> Number:
+        """Devices that the layout occupies."""
+        return self.data * self.tensor * self.pipeline * self.context
+
+    @property
+    def step_tokens(self) -> Number:
+        """Tokens of one optimizer step, over all workers."""
+        return self.data * self.micro_batch * self.num_micro_batches * self.sequence_tokens
+
+
+def concatenate(rows: Sequence[Workload]) -> Workload:
+    """Return single configurations as one workload of arrays."""
+    return Workload(
+        **{
+            f.name: np.array([getattr(row, f.name) for row in rows], dtype=np.float64)
+            for f in fields(Workload)
+        }
+    )
+
+
+def model_fields(shape: ModelShape, count: ParamCount | None = None) -> dict[str, float]:
+    """Return the fields of a workload that the shape decides.
+
+    An encoder-decoder becomes blocks of mean width: its cross-attentions are spread over all
+    blocks.
+    """
+    count = count or count_shape_params(shape)
+    blocks = max(1, shape.num_blocks)
+    attentions = (shape.num_layers + 2 * shape.decoder_layers) / blocks
+    experts = shape.num_expert_layers / blocks
+    dense = shape.dense_d_ff if shape.num_experts else shape.d_ff
+    head = shape.has_head and shape.family != "vit"
+    return {
+        "num_layers": blocks,
+        "d_model": shape.d_model,
+        "query_width": shape.query_width,
+        "kv_width": shape.kv_width,
+        "num_heads": shape.num_heads,
+        "head_dim": shape.head_dim,
+        "attention_params": attention_matrix_params(shape) * attentions,
+        "context_tokens": shape.sequence_length * attentions,
+        "dense_d_ff": dense * (1.0 - experts),
+        "expert_d_ff": shape.d_ff * experts,
+        "mlp_matrices": shape.mlp_matrices,
+        "vocab_size": shape.vocab_size if head else 0.0,
+        "head_copies": 1.0 if shape.tied_head or not shape.has_head else 2.0,
+        "sequence_tokens": shape.sequence_length,
+        "is_causal": float(shape.is_causal and not shape.decoder_layers),
+        "num_experts": shape.num_experts,
+        "experts_per_token": shape.experts_per_token,
+        "num_shared_experts": shape.num_shared_experts,
+        "other_params": count.norms + count.position_embedding + count.other,
+        "dropout": float(shape.dropout),
+    }
+
+
+_MOMENT_BYTES: Final[Mapping[str, float]] = {
+    "sgd": 0.0, "momentum": 4.0, "nesterov": 4.0, "adagrad": 4.0, "rmsprop": 4.0, "adam": 8.0,
+    "adamw": 8.0, "lamb": 8.0, "adafactor": 0.02, "muon": 4.5,
+}  # fmt: skip
+"""Bytes of fp32 moments per parameter. Adafactor keeps a row and a column of each matrix (Shazeer and
+Stern 2018, arXiv:1804.04235); Muon one momentum per matrix and Adam's two for the rest."""
+
+
+def optimizer_moment_bytes(name: str) -> float:
+    """Return the bytes of moments per parameter that an optimizer keeps.
+
+    >>> optimizer_moment_bytes("adamw"), optimizer_moment_bytes("momentum")
+    (8.0, 4.0)
+    """
+    return _MOMENT_BYTES[name]
+
+
+def precision_fields(
+    precision: str, optimizer: str, device_peaks: Mapping[str, float]
+) -> dict[str, float]:
+    """Return the fields that precision and optimizer decide, for fp32 master weights in place.
+
+    Parameters, gradients and moments stay fp32; matrix products, activations and gathered
+    parameters have the compute precision (fp8 keeps activations and attention in bf16).
+
+    Raises:
+        KeyError: The device lacks the precision; callers check first.
+    """
+    half = precision in ("bf16", "fp16", "fp8")
+    attention = "bf16" if precision == "fp8" else precision
+    return {
+        "peak_flops_per_second": device_peaks[precision],
+        "attention_peak_flops_per_second": device_peaks[attention],
+        "is_fp8": float(precision == "fp8"),
+        "activation_bytes": 2.0 if half else 4.0,
+        "param_bytes": 4.0,
+        "gradient_bytes": 4.0,
+        "optimizer_bytes": optimizer_moment_bytes(optimizer),
+        "reduce_bytes": 4.0,
+        "gather_bytes": 2.0 if half else 4.0,
+    }
+
+
+def workload_of(config: TrialConfig, device_peaks: Mapping[str, float]) -> Workload:
+    """Return the workload of a trial on a device with these peaks."""
+    layout, execution = config.layout, config.execution
+    return Workload(
+        **model_fields(shape_of(config.model)),
+        **precision_fields(config.precision.compute, config.optimizer.name, device_peaks),
+        data=layout.data_shards,
+        shard=layout.shard_parallel,
+        zero_stage=layout.zero_stage if layout.shard_parallel > 1 else 0,
+        tensor=layout.tensor_parallel,
+        sequence_parallel=float(layout.sequence_parallel),
+        pipeline=layout.pipeline_parallel,
+        virtual=layout.virtual_pipeline,
+        context=layout.context_parallel,
+        expert=layout.expert_parallel,
+        micro_batch=config.micro_batch_sequences,
+        num_micro_batches=config.num_micro_batches,
+        recompute=RECOMPUTE[execution.activation_checkpointing],
+        compiled=float(execution.compile),
+        chunked_loss=float(execution.chunked_loss),
+    )

@@ -1,0 +1,116 @@
+import pytest
+
+from planner.costs import (
+    ClusterConfig,
+    count_params,
+    estimate,
+    num_train_tokens,
+    parse_cluster,
+    resolve_cluster,
+)
+from planner.errors import ConfigError
+from planner.trial import (
+    BatchConfig,
+    ModelConfig,
+    ParallelLayout,
+    PrecisionConfig,
+    TrainConfig,
+    TrialConfig,
+)
+
+GPT_7B = ModelConfig(num_layers=32, d_model=4096, sequence_length=2048, vocab_size=50304)
+TINY = ModelConfig(num_layers=4, d_model=128, sequence_length=64)
+
+
+def trial(model=GPT_7B, tokens=10**9, sequences=256, micro=1, precision="bf16", **layout):
+    return TrialConfig(
+        model=model,
+        train=TrainConfig(tokens=tokens),
+        batch=BatchConfig(sequences_per_step=sequences, micro_batch_sequences=micro),
+        layout=ParallelLayout(**layout),
+        precision=PrecisionConfig(compute=precision),
+    )
+
+
+@pytest.fixture(scope="module")
+def h100():
+    return resolve_cluster(parse_cluster("64xh100-sxm"))
+
+
+def test_the_parts_of_an_estimate_sum_to_its_totals(h100):
+    cost = estimate(trial(shard_parallel=64), h100)
+    assert sum(cost.memory_breakdown_bytes.values()) == pytest.approx(cost.peak_memory_bytes)
+    assert sum(cost.step_breakdown_seconds.values()) == pytest.approx(cost.step_seconds)
+    assert cost.fits
+    assert cost.reason is None
+    assert 0.3 < cost.mfu < 0.75
+
+
+def test_groups_of_parameters_sum_to_a_hand_count():
+    count = count_params(TINY)
+    assert count.total == 256 * 128 + 4 * (12 * 128**2 + 2 * 128) + 128
+    assert count.non_embedding == count.total - 256 * 128
+
+
+def test_a_model_that_does_not_fit_says_what_it_needs_and_what_to_change(h100):
+    cost = estimate(trial(data_parallel=64), h100)
+    assert not cost.fits
+    assert "does not fit: needs" in cost.reason
+    assert "shard_parallel" in cost.reason
+
+
+def test_a_layout_larger_than_the_cluster_does_not_fit(h100):
+    cost = estimate(trial(data_parallel=128), h100)
+    assert not cost.fits
+    assert "needs 128 devices, the cluster has 64" in cost.reason
+
+
+def test_an_unknown_device_is_a_configuration_error_that_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"no device named 'h100'.*h100-sxm.*v100-sxm") as caught:
+        resolve_cluster(ClusterConfig(device="h100"))
+    assert caught.value.exit_code == 2
+    assert "device_overrides" in caught.value.hint
+
+
+def test_a_precision_that_the_device_lacks_is_a_configuration_error():
+    with pytest.raises(ConfigError, match="v100-sxm has no bf16"):
+        estimate(trial(data_parallel=8), resolve_cluster(ClusterConfig(device="v100-sxm")))
+
+
+def test_money_is_absent_without_a_price_and_proportional_to_it():
+    free = resolve_cluster(ClusterConfig(device="mi325x"))
+    priced = resolve_cluster(
+        ClusterConfig(device="mi325x", usd_per_device_hour=2.0, price_date="2026-08")
+    )
+    config = trial(shard_parallel=8)
+    assert estimate(config, free).usd is None
+    cost = estimate(config, priced)
+    assert cost.usd == pytest.approx(2.0 * cost.device_hours)
+    assert cost.price_date == "2026-08"
+
+
+@pytest.mark.parametrize(
+    ("train", "tokens"),
+    [
+        (TrainConfig(tokens=1000), 1024),
+        (TrainConfig(tokens=1), 1024),
+        (TrainConfig(tokens_per_param=20), 20 * 787_584),
+        (TrainConfig(flops=5308416.0 * 1024 * 10), 10240),
+    ],
+    ids=["tokens", "at least one step", "per parameter", "flops"],
+)
+def test_training_lengths_resolve_to_whole_steps(train, tokens):
+    config = TrialConfig(model=TINY, train=train, batch=BatchConfig(sequences_per_step=16))
+    assert num_train_tokens(config) % 1024 == 0
+    assert abs(num_train_tokens(config) - tokens) <= 512
+
+
+def test_a_cpu_core_trains_a_small_model_at_the_measured_rate():
+    config = TrialConfig(
+        model=TINY, train=TrainConfig(tokens=10**6), batch=BatchConfig(sequences_per_step=12)
+    )
+    cost = estimate(config, resolve_cluster(ClusterConfig()))
+    assert 9e3 < config.tokens_per_step / cost.step_seconds < 16e3
+    assert cost.usd is None
+    assert cost.kwh is None
+    assert cost.confidence == "low"
