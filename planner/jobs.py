@@ -328,7 +328,10 @@ def _leave_bundle(folder: RunFolder, submission_id: str) -> None:
     """Put the run's result files where the cluster's HTTP address can serve them."""
     import ray
 
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    node = ray._private.worker._global_node
+    if node is None:
+        raise JobError("the job is not connected to its cluster.")
+    logs = Path(node.get_logs_dir_path())
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as bundle:
         for name in _FETCHED:

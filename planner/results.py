@@ -159,7 +159,7 @@ def read_results(folder: RunFolder) -> Results:
 def _rows(path: Path, kind: type[Any]) -> list[dict[str, Any]]:
     frame = pd.read_parquet(path)[_columns(kind)]
     return [
-        {name: None if pd.isna(value) else value for name, value in row.items()}
+        {str(name): None if pd.isna(value) else value for name, value in row.items()}
         for row in frame.astype(object).to_dict("records")
     ]
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from planner import library
 from planner.budget import Budget
@@ -61,10 +62,6 @@ class Objective(Config):
     """Whether smaller or larger is better."""
 
 
-def _named(value: object) -> object:
-    return {"name": value} if isinstance(value, str) else value
-
-
 class SchedulerConfig(Config):
     """Which trials are cut, and when; fidelity is compute spent."""
 
@@ -83,8 +80,8 @@ class SearchConfig(Config):
 
     algorithm: Literal["random", "grid", "bayesian"] = "random"
     """`random` is quasi-random, `grid` takes every combination, `bayesian` models the results."""
-    scheduler: Annotated[SchedulerConfig, BeforeValidator(_named)] = SchedulerConfig()
-    """A name, or a mapping with a name and its settings."""
+    scheduler: SchedulerConfig = SchedulerConfig()
+    """In a file: a name, or a mapping with a name and its settings."""
     num_trials: PositiveCount | None = None
     """Trials to run; by default the whole grid, or until the budget is spent."""
     seed: Count = 0
@@ -153,12 +150,17 @@ def load_study(
         ConfigError: With every problem of the file, one per line.
     """
     path = library.find("studies", str(source))
-    document = read_yaml(path).with_overrides(overrides)
+    settings = list(overrides)
     if search_space is not None:
-        document.data["search_space"] = search_space
-    if overrides:
-        document.data["overrides"] = list(overrides)
-    document = _with_space(document)
+        settings.append(f"search_space={json.dumps(search_space)}")
+    document = read_yaml(path)
+    chosen = [text for text in settings if text.partition("=")[0].strip() == "search_space"]
+    document = _with_space(document.with_overrides(chosen))
+    document = _with_scheduler(
+        document.with_overrides([text for text in settings if text not in chosen])
+    )
+    if settings:
+        document.data["overrides"] = settings
     study = validate(document, Study)
     problems = _path_problems(study, document) or _point_problems(study, document)
     if problems:
@@ -197,6 +199,15 @@ def trial_config(study: Study, point: Mapping[str, JsonValue]) -> TrialConfig:
     )
 
 
+def _with_scheduler(document: Document) -> Document:
+    """Return the document with a scheduler given by name written out as a mapping."""
+    search = document.data.get("search")
+    if not isinstance(search, dict) or not isinstance(search.get("scheduler"), str):
+        return document
+    scheduler = {"name": search["scheduler"]}
+    return replace(document, data=document.data | {"search": search | {"scheduler": scheduler}})
+
+
 def _with_space(document: Document) -> Document:
     """Return the document with a named space replaced by its file's content."""
     name = document.data.get("search_space")
@@ -211,8 +222,8 @@ def _with_space(document: Document) -> Document:
         ) from error
     places = dict(document.places)
     places.update({("search_space", *key): place for key, place in inner.places.items()})
-    return Document(
-        source=document.source,
+    return replace(
+        document,
         data=document.data | {"search_space": inner.data},
         places=places,
         problems=document.problems + inner.problems,
@@ -257,8 +268,8 @@ def _point_problems(study: Study, document: Document) -> list[str]:
             found.append(_at_its_place(study, point, document, error))
         else:
             return []
-    common = list(dict.fromkeys(found))[:3]
-    return [f"none of {_NUM_PROBES} points of the search space is a valid trial, e.g.", *common]
+    shown = list(dict.fromkeys(found))[:3]
+    return [f"{text} (and no other point of the search space is a valid trial)" for text in shown]
 
 
 def _at_its_place(
@@ -276,6 +287,7 @@ def _at_its_place(
     try:
         validate(Document(source=document.source, data=data, places=places), TrialConfig)
     except ConfigError as placed:
-        return "\n  ".join(line.strip() for line in placed.message.split("\n")[1:])
+        lines = [line.strip() for line in placed.message.split("\n")[1:]]
+        return "\n  ".join(line.replace(": (top): ", ": ") for line in lines)
     values = {name: value_at(data, name) for name in point}
     return f"{document.place(('search_space',))}: {values}: {error.message}"

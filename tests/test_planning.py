@@ -1,0 +1,85 @@
+"""The plan prices everything, rejects what cannot run with its reason, and starts nothing."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner import library
+from planner.errors import BudgetError, ConfigError, InfeasibleError
+from planner.planning import plan
+from planner.study import load_study
+
+
+@pytest.mark.parametrize("name", library.names("studies"))
+def test_every_shipped_study_plans_within_its_budget(name):
+    outlook = plan(load_study(name))
+    assert all(need <= limit for need, limit in outlook.bill().values())
+
+
+def test_a_plan_is_the_same_every_time(small_study):
+    assert plan(small_study) == plan(small_study)
+
+
+def test_as_many_trials_are_planned_as_were_asked_for(write_study):
+    outlook = plan(load_study(write_study(), ["search.num_trials=7"]))
+    assert [c.trial for c in outlook.feasible] == [f"t{i:03d}" for i in range(7)]
+
+
+def test_the_total_is_the_sum_of_the_trials(small_study):
+    outlook = plan(small_study)
+    costs = [c.cost for c in outlook.feasible]
+    assert outlook.total.flops == pytest.approx(sum(c.train_flops for c in costs))
+    assert outlook.total.device_hours == pytest.approx(sum(c.device_hours for c in costs))
+    assert outlook.total.seconds * 2 >= outlook.total.device_hours * 3600 * 0.999
+
+
+def test_a_trial_with_more_workers_than_devices_is_rejected_with_both_numbers(write_study):
+    study = load_study(write_study(), ["base.layout.data_parallel=4"])
+    with pytest.raises(InfeasibleError, match="4 workers, 2 devices"):
+        plan(study)
+
+
+def test_points_that_break_a_constraint_are_rejected_and_replaced(write_study):
+    space = {
+        "name": "s",
+        "parameters": {"model": {"choice": [{"num_layers": 1, "d_model": 16, "num_heads": 2},
+                                            {"num_layers": 2, "d_model": 32, "num_heads": 2}]}},
+        "constraints": ["model.num_layers <= 1"],
+    }  # fmt: skip
+    outlook = plan(load_study(write_study(search_space=space)))
+    assert len(outlook.feasible) == 4
+    assert outlook.rejected[0].reason == "breaks the constraint 'model.num_layers <= 1'."
+
+
+def test_a_grid_is_planned_whole(write_study):
+    space = {"name": "s", "parameters": {"optimizer.learning_rate": {"choice": [1e-3, 2e-3, 3e-3]}}}
+    base = {"model": {"num_layers": 1, "d_model": 16, "num_heads": 2}, "train": {"tokens": 4096}}
+    outlook = plan(load_study(write_study(search_space=space, base=base,
+                                          search={"algorithm": "grid"})))  # fmt: skip
+    assert [c.point["optimizer.learning_rate"] for c in outlook.candidates] == [1e-3, 2e-3, 3e-3]
+    assert not outlook.is_sample
+
+
+def test_a_budget_too_small_for_one_trial_is_refused_with_both_amounts(write_study):
+    study = load_study(write_study(), ["budget.device_hours=1e-9"])
+    with pytest.raises(BudgetError, match="at least one trial: the cheapest needs about"):
+        plan(study)
+
+
+def test_a_budget_in_dollars_needs_a_price(write_study):
+    study = load_study(write_study(), ["budget.usd=5"])
+    with pytest.raises(ConfigError, match="usd_per_device_hour"):
+        plan(study)
+    priced = load_study(write_study(), ["budget.usd=5", "cluster.usd_per_device_hour=0.05"])
+    assert plan(priced).total.usd == pytest.approx(plan(priced).total.device_hours * 0.05)
+
+
+@given(st.integers(min_value=1, max_value=12), st.integers(min_value=0, max_value=99))
+def test_more_devices_never_take_longer(num_devices, seed):
+    base = load_study("quickstart", [f"search.seed={seed}", "search.num_trials=9"])
+
+    def seconds(devices: int) -> float:
+        cluster = base.cluster.replace(devices_per_node=devices)
+        return plan(base.replace(cluster=cluster)).total.seconds
+
+    assert seconds(num_devices + 2) <= seconds(2) * 1.0001
