@@ -66,7 +66,8 @@ class Decoder(nn.Module):
     @property
     def head_weight(self) -> torch.Tensor:
         """The matrix (V, D) of the head: its own, or the embedding's."""
-        source: nn.Module | None = self.head if self.head is not None else self.embedding
-        if source is None:
+        if self.head is not None:
+            return self.head.weight
+        if self.embedding is None:
             raise LookupError("the stage that computes logits holds the head")
-        return source.weight
+        return self.embedding.weight

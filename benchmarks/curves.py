@@ -1,0 +1,151 @@
+"""Extrapolation error, coverage and regret of the curves on splits of real trainings.
+
+    python benchmarks/curves.py --points points.csv --splits splits.csv
+
+`--points` has the columns set, num_params, num_tokens, train_flops, loss. `--splits` has set,
+split, train_max_flops, train_max_params, test_min_flops, test_min_params, test_max_params.
+Every set goes through one fixed procedure, `planner.curves.fit` with its defaults. A split that
+is refused is listed with the reason, and counts in no pooled figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from regret import print_regret
+
+from planner.curves import Points, ScalingLaw, fit
+from planner.errors import FitError
+
+APART = ("porian",)
+"""Families reported apart: tiny, embedding-heavy models whose protocol breaks the law."""
+
+FAMILIES = {"epoch240": "massivetext", "ml_scalefit": "massivetext"}
+LEVEL = 0.9
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One split: errors per form in percent, and the intervals."""
+
+    family: str
+    errors: dict[str, float]
+    covered: np.ndarray
+    curve_covered: np.ndarray
+    width: np.ndarray
+
+
+def family_of(name: str) -> str:
+    """Return the sweep that a set belongs to: splits of one family are correlated."""
+    for prefix, family in FAMILIES.items():
+        if name.startswith(prefix):
+            return family
+    return name.split("_")[0]
+
+
+def as_points(rows: pd.DataFrame) -> Points:
+    """Return rows of the table as points."""
+    columns = ("num_params", "num_tokens", "loss", "train_flops")
+    return Points(**{name: rows[name].to_numpy(dtype=float) for name in columns})
+
+
+def form_errors(law: ScalingLaw, test: Points) -> dict[str, float]:
+    """Return the median relative error in percent of every form of the law and of the mixture."""
+    truth = np.log(test.loss)
+    errors = {
+        c.form: 100 * float(np.median(np.abs(np.expm1(c.log_loss(test.covariates()) - truth))))
+        for c in law.components
+    }
+    predicted = law.predict(test.num_params, test.num_tokens, train_flops=test.train_flops)
+    errors["mixture"] = 100 * float(np.median(np.abs(predicted.loss / test.loss - 1)))
+    return errors
+
+
+def run_split(table: pd.DataFrame, split: pd.Series) -> Outcome:
+    """Fit on the smaller trainings, score on the larger ones."""
+    rows = table[table["set"] == split["set"]]
+    small = (rows.train_flops <= split.train_max_flops) & (rows.num_params <= split.train_max_params)
+    large = (
+        (rows.train_flops >= split.test_min_flops)
+        & (rows.num_params >= split.test_min_params)
+        & (rows.num_params <= split.test_max_params)
+    )
+    law = fit(as_points(rows[small]), level=LEVEL)
+    test = as_points(rows[large & ~small])
+    p = law.predict(test.num_params, test.num_tokens, train_flops=test.train_flops)
+    return Outcome(
+        family=family_of(str(split["set"])),
+        errors=form_errors(law, test),
+        covered=(test.loss >= p.loss_lower) & (test.loss <= p.loss_upper),
+        curve_covered=(test.loss >= p.confidence_lower) & (test.loss <= p.confidence_upper),
+        width=100 * (p.loss_upper - p.loss_lower) / p.loss,
+    )
+
+
+def print_pooled(title: str, outcomes: list[Outcome]) -> None:
+    """Print errors per form, coverage and width over splits."""
+    if not outcomes:
+        return
+    print(f"\n{title}: {len(outcomes)} splits")
+    print("form         median   mean    p90    max   (% error of the loss, median of a split)")
+    for form in sorted({form for o in outcomes for form in o.errors}):
+        values = np.array([o.errors[form] for o in outcomes if form in o.errors])
+        print(
+            f"{form:12s} {np.median(values):6.2f} {values.mean():6.2f} "
+            f"{np.quantile(values, 0.9):6.2f} {values.max():6.2f}"
+        )
+    covered = np.concatenate([o.covered for o in outcomes])
+    curve = np.concatenate([o.curve_covered for o in outcomes])
+    width = np.concatenate([o.width for o in outcomes])
+    print(
+        f"coverage of 90 % prediction intervals {100 * covered.mean():.1f} % of {covered.size} points "
+        f"(per split, averaged: {100 * np.mean([o.covered.mean() for o in outcomes]):.1f} %); "
+        f"of the curve's confidence interval {100 * curve.mean():.1f} %; "
+        f"median width {np.median(width):.1f} % of the loss "
+        f"(median over splits {np.median([np.median(o.width) for o in outcomes]):.1f} %)"
+    )
+    families: dict[str, list[np.ndarray]] = defaultdict(list)
+    for outcome in outcomes:
+        families[outcome.family].append(outcome.covered)
+    text = (f"{name} {100 * np.concatenate(parts).mean():.0f} %" for name, parts in families.items())
+    print("coverage by family: " + ", ".join(text))
+
+
+def main() -> None:
+    """Run every split and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points", required=True)
+    parser.add_argument("--splits", required=True)
+    parser.add_argument("--no-regret", action="store_true")
+    arguments = parser.parse_args()
+    table, splits = pd.read_csv(arguments.points), pd.read_csv(arguments.splits)
+    outcomes: list[Outcome] = []
+    started = time.process_time()
+    for _, split in splits.iterrows():
+        name = f"{split['set'][:38]:38s} {split['split']:5s}"
+        try:
+            outcome = run_split(table, split)
+        except FitError as error:
+            print(f"{name} refused: {error.message}")
+            continue
+        outcomes.append(outcome)
+        errors = " ".join(f"{form} {value:.2f}" for form, value in sorted(outcome.errors.items()))
+        print(
+            f"{name} {errors} | covers {100 * outcome.covered.mean():.0f} % "
+            f"width {np.median(outcome.width):.1f} %"
+        )
+    print(f"\n{len(outcomes)} fits in {time.process_time() - started:.1f} CPU s")
+    print_pooled("All but " + ", ".join(APART), [o for o in outcomes if o.family not in APART])
+    for family in APART:
+        print_pooled(f"{family} alone", [o for o in outcomes if o.family == family])
+    if not arguments.no_regret:
+        print_regret(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""How fast the engine is: beside plain PyTorch in the same run, in CPU time.
+
+    python benchmarks/engine.py [speed] [start-up] [data] [quality] [--minutes N] [--text FILE]
+
+Prints one table per part; without a part it prints all but `quality`, which takes minutes.
+One thread per process; medians over interleaved rounds, so a busy machine disturbs both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+from plain_gpt import PlainGpt, PlainTrainer
+
+from planner.engine.data.corpus import load_corpus
+from planner.engine.data.windows import Windows
+from planner.engine.parallel.workers import Workers
+from planner.engine.step import Stepper
+from planner.trial import TrialConfig
+
+SHAPES = {"ctx 64, 12 sequences": (64, 12), "ctx 256, 16 sequences": (256, 16)}
+LAYERS, HEADS, WIDTH = 4, 4, 128
+
+
+def trial(length: int, sequences: int, compute: str = "fp32", **changes: object) -> TrialConfig:
+    """Return the engine's configuration of the plain model's shape."""
+    return TrialConfig.model_validate({
+        "model": {
+            "num_layers": LAYERS, "d_model": WIDTH, "num_heads": HEADS, "sequence_length": length,
+            "norm": "layernorm", "position": "learned", "mlp": "gelu",
+        },
+        "train": {"tokens": length * sequences * 2000},
+        "batch": {"sequences_per_step": sequences},
+        "optimizer": {"learning_rate": 1e-3, "beta2": 0.99},
+        "precision": {"compute": compute},
+        **changes,
+    })  # fmt: skip
+
+
+def make_stepper(config: TrialConfig) -> Stepper:
+    """Return the engine's stepper in this process."""
+    workers = Workers(rank=0, world_size=1, device=torch.device("cpu"))
+    return Stepper(config, workers, Windows.of(config, load_corpus(config.data)))
+
+
+def engine_step(stepper: Stepper) -> Callable[[int], object]:
+    """Return a function that takes the numbered step."""
+    per_step = stepper.config.batch.sequences_per_step
+    return lambda number: stepper.step(number * per_step, 0.5)
+
+
+def median_cpu_seconds(steps: list[Callable[[int], object]], rounds: int) -> list[float]:
+    """Return each function's median CPU seconds per call over interleaved rounds."""
+    taken: list[list[float]] = [[] for _ in steps]
+    for number in range(rounds + 3):
+        for index, step in enumerate(steps):
+            start = time.process_time()
+            step(number)
+            if number >= 3:
+                taken[index].append(time.process_time() - start)
+    return [statistics.median(seconds) for seconds in taken]
+
+
+def speed(rounds: int) -> None:
+    """Print tokens per CPU-second beside the plain model's."""
+    print("| shape | plain fp32 | engine fp32 | ratio | engine bf16 | ratio |")
+    print("|---|---|---|---|---|---|")
+    for name, (length, sequences) in SHAPES.items():
+        steppers = [make_stepper(trial(length, sequences, c)) for c in ("fp32", "bf16")]
+        model = PlainGpt(LAYERS, HEADS, WIDTH, 256, length)
+        tokens = steppers[0].windows.corpus.train
+        plain = PlainTrainer(model, tokens, sequences, length, 1e-3)
+        steps = [lambda _, p=plain: p.step(), *(engine_step(s) for s in steppers)]
+        rates = [length * sequences / s for s in median_cpu_seconds(steps, rounds)]
+        print(
+            f"| {name} | {rates[0]:,.0f} | {rates[1]:,.0f} | {rates[1] / rates[0]:.2f} "
+            f"| {rates[2]:,.0f} | {rates[2] / rates[0]:.2f} |"
+        )
+    print("(tokens per CPU-second, one thread)\n")
+
+
+def start_up() -> None:
+    """Print the seconds to the first step of a fresh process and of a warm one."""
+    code = (
+        "import time; start = time.time()\n"
+        "from planner.trial import TrialConfig\n"
+        "from planner.engine import train_local\n"
+        "for attempt in ('cold', 'warm'):\n"
+        "    config = TrialConfig.model_validate(CONFIG)\n"
+        "    seen = []\n"
+        "    train_local(config, on_metrics=lambda m: seen.append(time.time() - start))\n"
+        "    print(attempt, round(seen[0], 2)); start = time.time()\n"
+    )
+    print("| workers | process | seconds to the first report (one step and its validation) |")
+    print("|---|---|---|")
+    for workers in (1, 2):
+        config = trial(64, 12, layout={"data_parallel": workers}).model_dump(mode="json")
+        config["train"] |= {"tokens": 768, "num_validations": 1, "validation_tokens": 768}
+        source = code.replace("CONFIG", repr(config))
+        lines = subprocess.run(
+            [sys.executable, "-c", source], capture_output=True, text=True, check=True, timeout=120
+        ).stdout.split("\n")
+        for line in filter(None, lines):
+            kind, seconds = line.split()
+            print(f"| {workers} | {kind} | {seconds} |")
+    print()
+
+
+def data(rounds: int) -> None:
+    """Print what reading a batch takes of a step."""
+    print("| shape | batch, CPU ms | step, CPU ms | share |")
+    print("|---|---|---|---|")
+    for name, (length, sequences) in SHAPES.items():
+        stepper = make_stepper(trial(length, sequences))
+        read = stepper.windows.training
+        steps = [lambda n, r=read, s=sequences: r(n * s, s), engine_step(stepper)]
+        batch, step = median_cpu_seconds(steps, rounds)
+        print(f"| {name} | {batch * 1e3:.2f} | {step * 1e3:.1f} | {batch / step:.1%} |")
+    print()
+
+
+def main() -> None:
+    """Print the parts that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("parts", nargs="*", help="speed, start-up, data")
+    parser.add_argument("--rounds", type=int, default=40)
+    options = parser.parse_args()
+    parts = options.parts or ["speed", "start-up", "data"]
+    torch.manual_seed(1337)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread\n")
+    if "speed" in parts:
+        speed(options.rounds)
+    if "start-up" in parts:
+        start_up()
+    if "data" in parts:
+        data(options.rounds)
+
+
+if __name__ == "__main__":
+    main()
