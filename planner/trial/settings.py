@@ -1,0 +1,134 @@
+"""How a trial is trained: batch, optimizer, schedule, precision, execution, length, data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from planner.config import Config, Count, Fraction, PositiveCount, PositiveFloat
+
+__all__ = [
+    "BatchConfig",
+    "DataConfig",
+    "ExecutionConfig",
+    "OptimizerConfig",
+    "PrecisionConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+]
+
+
+class BatchConfig(Config):
+    """How much data one optimizer step sees."""
+
+    sequences_per_step: PositiveCount = 16
+    """Sequences per optimizer step, over all workers."""
+    micro_batch_sequences: PositiveCount | None = None
+    """Sequences per forward pass of one worker; by default a worker's whole share."""
+
+
+class OptimizerConfig(Config):
+    """Optimizer and regularisation."""
+
+    name: Literal["adamw"] = "adamw"
+    """AdamW with decoupled weight decay, fused."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay of matrices; norms, biases and embeddings of position have none."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """Decay of the second moment."""
+    epsilon: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    gradient_clip_norm: PositiveFloat | None = 1.0
+    """Largest norm of the gradient; none switches clipping off."""
+
+
+class ScheduleConfig(Config):
+    """Learning rate as a function of the step."""
+
+    name: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
+    """Shape after warm-up; `wsd` is warm-up, stable, linear decay."""
+    warmup_fraction: Fraction = 0.05
+    """Share of the steps that warm up linearly from zero."""
+    decay_fraction: Fraction = 0.2
+    """Share of the steps that decay, for `wsd`."""
+    final_fraction: Fraction = 0.1
+    """Learning rate at the end as a share of the peak."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.name == "wsd" and self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(
+                "warmup_fraction + decay_fraction must not exceed 1: "
+                f"{self.warmup_fraction} + {self.decay_fraction}"
+            )
+        return self
+
+
+class PrecisionConfig(Config):
+    """Number formats."""
+
+    compute: Literal["fp32", "bf16"] = "fp32"
+    """Format of matrix products; master weights and optimizer state stay fp32."""
+
+
+class ExecutionConfig(Config):
+    """How a step is carried out; none of it changes what is learnt."""
+
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What is recomputed in the backward pass."""
+    chunked_loss: bool = False
+    """Whether logits are computed chunk by chunk and never held whole."""
+    compile: bool = False
+    """Whether blocks are compiled; the compile time is charged to the trial."""
+    threads_per_worker: PositiveCount = 1
+    """CPU threads of each worker."""
+
+
+class TrainConfig(Config):
+    """How long to train and how often to look; give one of tokens, tokens_per_param, flops."""
+
+    tokens: PositiveCount | None = None
+    """Tokens to train on."""
+    tokens_per_param: PositiveFloat | None = None
+    """Tokens to train on per non-embedding parameter."""
+    flops: PositiveFloat | None = None
+    """Training FLOPs to spend; tokens follow from the size."""
+    num_validations: PositiveCount = 10
+    """Validations during training, evenly spaced; each is a report."""
+    validation_tokens: PositiveCount = 32_768
+    """Tokens of the validation split that one validation reads."""
+    seed: Count = 0
+    """Seed of the initialisation, the data order and dropout."""
+    max_loss_factor: PositiveFloat = 3.0
+    """A validation or training loss above this multiple of the first one counts as divergence."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        given = [
+            name for name in ("tokens", "tokens_per_param", "flops")
+            if getattr(self, name) is not None
+        ]  # fmt: skip
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of tokens, tokens_per_param and flops "
+                f"(got {', '.join(given) or 'none'})"
+            )
+        return self
+
+
+class DataConfig(Config):
+    """What to train on."""
+
+    corpus: Annotated[str, Field(min_length=1, max_length=4096)] = "python-stdlib"
+    """`python-stdlib` (sources of the running interpreter's library), or a path: text file, folder, or `.bin` tokens."""
+    tokenizer: Literal["bytes"] = "bytes"
+    """How text becomes tokens; ignored for token files."""
+    token_dtype: Literal["uint16", "uint32"] = "uint16"
+    """Number format of a `.bin` file, little-endian."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the documents (or, of one file, of its end) held back for validation."""
