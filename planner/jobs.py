@@ -13,26 +13,35 @@ import io
 import json
 import os
 import shlex
-import signal
 import socket
 import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from planner.errors import ClusterUnreachableError, JobError, NotFoundError, PlannerError
+from planner.errors import ClusterUnreachableError, JobError, NotFoundError
 from planner.run_folder import RunFolder, default_root
 from planner.study import Study
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-__all__ = ["Job", "fetch", "follow", "job_of", "list_jobs", "refresh", "stop", "submit"]
+__all__ = [
+    "Job",
+    "fetch",
+    "follow",
+    "job_of",
+    "leave_bundle",
+    "list_jobs",
+    "refresh",
+    "stop",
+    "submit",
+]
 
 _FETCHED: Final = (
     "study.json", "plan.json", "ledger.jsonl", "results.parquet", "curves.parquet", "spend.json",
@@ -95,7 +104,7 @@ def submit(
     folder = RunFolder.create(_with_absolute_corpus(study), name, root)
     submission_id = f"planner-{folder.name}-{int(time.time())}"
     interpreter = python or (sys.executable if _is_local(address) else "python")
-    arguments = [interpreter, "-m", "planner.jobs", "study.json", folder.name, submission_id]
+    arguments = [interpreter, "-m", "planner.cli.job_entrypoint", "study.json", folder.name, submission_id]
     with tempfile.TemporaryDirectory() as working_dir:
         Path(working_dir, "study.json").write_bytes(folder.study.read_bytes())
         try:
@@ -324,10 +333,16 @@ def _bundle_name(submission_id: str) -> str:
     return f"{submission_id}.zip"
 
 
-def _leave_bundle(folder: RunFolder, submission_id: str) -> None:
-    """Put the run's result files where the cluster's HTTP address can serve them."""
+def leave_bundle(folder: RunFolder, submission_id: str) -> None:
+    """Put the run's result files where the cluster's HTTP address can serve them.
+
+    Raises:
+        JobError: This process does not run on a cluster.
+    """
     import ray
 
+    if not ray.is_initialized():
+        ray.init(address="auto", log_to_driver=False)
     node = ray._private.worker._global_node
     if node is None:
         raise JobError("the job is not connected to its cluster.")
@@ -340,30 +355,3 @@ def _leave_bundle(folder: RunFolder, submission_id: str) -> None:
     target = logs / _bundle_name(submission_id)
     target.with_suffix(".tmp").write_bytes(buffer.getvalue())
     target.with_suffix(".tmp").rename(target)
-
-
-def _main(arguments: Sequence[str]) -> int:
-    """Run a submitted study on the cluster: the job's entrypoint."""
-    study_path, name, submission_id, *storage = arguments
-    root = Path(storage[0] if storage else os.environ.get("PLANNER_RUNS", "~/planner-runs"))
-    root = root.expanduser()
-    from planner.cli import main
-
-    resume = (root / name / "study.json").is_file()
-    chosen = ["--resume", name] if resume else [study_path, "--name", name]
-    code = main(["sweep", *chosen, "--runs", str(root), "--address", "auto"])
-    try:
-        folder = RunFolder.open(name, root)
-    except PlannerError:
-        return code
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(address="auto", log_to_driver=False)
-    _leave_bundle(folder, submission_id)
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1:]))

@@ -33,7 +33,18 @@ def command(
         echo_json(as_data(outlook))
         return
     echo_table(
-        ["trial", "state", "params", "tokens", "workers", "FLOPs", "memory", "time", "dev-h", "USD"],
+        [
+            "trial",
+            "state",
+            "params",
+            "tokens",
+            "workers",
+            "FLOPs",
+            "memory",
+            "time",
+            "dev-h",
+            "USD",
+        ],
         [_row(candidate) for candidate in outlook.candidates],
         left=(0, 1),
     )
