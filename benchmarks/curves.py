@@ -69,7 +69,9 @@ def form_errors(law: ScalingLaw, test: Points) -> dict[str, float]:
 def run_split(table: pd.DataFrame, split: pd.Series) -> Outcome:
     """Fit on the smaller trainings, score on the larger ones."""
     rows = table[table["set"] == split["set"]]
-    small = (rows.train_flops <= split.train_max_flops) & (rows.num_params <= split.train_max_params)
+    small = (rows.train_flops <= split.train_max_flops) & (
+        rows.num_params <= split.train_max_params
+    )
     large = (
         (rows.train_flops >= split.test_min_flops)
         & (rows.num_params >= split.test_min_params)
@@ -112,7 +114,9 @@ def print_pooled(title: str, outcomes: list[Outcome]) -> None:
     families: dict[str, list[np.ndarray]] = defaultdict(list)
     for outcome in outcomes:
         families[outcome.family].append(outcome.covered)
-    text = (f"{name} {100 * np.concatenate(parts).mean():.0f} %" for name, parts in families.items())
+    text = (
+        f"{name} {100 * np.concatenate(parts).mean():.0f} %" for name, parts in families.items()
+    )
     print("coverage by family: " + ", ".join(text))
 
 

@@ -50,10 +50,10 @@ def optimal_params(params: FloatArray, train_flops: float) -> FloatArray:
     Source: Hoffmann et al. 2022 (arXiv:2203.15556), equation 4.
 
     >>> import numpy as np
-    >>> float(optimal_params(np.array([[1.8, 400.0, 400.0, 0.3, 0.3]]), 6e18).round())
+    >>> float(optimal_params(np.array([[1.8, 400.0, 400.0, 0.3, 0.3]]), 6e18)[0].round())
     1000000000.0
     """
-    _, a, b, alpha, beta = params.T[:5]
+    a, b, alpha, beta = params.T[1:5]
     with np.errstate(divide="ignore", invalid="ignore"):
         log_g = np.log(alpha * a / (beta * b)) / (alpha + beta)
         exponent = beta / (alpha + beta)
@@ -75,10 +75,7 @@ def optimal_allocation(
         c.weight * np.log(optimal_params(c.params[None, :], train_flops)[0]) for c in law.components
     )
     draws = np.concatenate(
-        [
-            optimal_params(c.draws[: round(c.weight * len(c.draws))], train_flops)
-            for c in law.components
-        ]
+        [optimal_params(c.draws[:num], train_flops) for c, num in law.shares_of_draws()]
     )
     num_params = float(np.exp(center))
     low, high = np.quantile(draws[np.isfinite(draws)], [0.5 - 0.5 * share, 0.5 + 0.5 * share])

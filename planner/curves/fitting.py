@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,13 +10,19 @@ import numpy as np
 from planner.curves.arrays import FloatArray
 from planner.curves.forms import CurveForm, find_form
 from planner.curves.law import (
+    Backtest,
     Coefficient,
     Component,
-    ExtrapolationError,
     FittedRange,
     ScalingLaw,
 )
-from planner.curves.points import Points, points_from_table
+from planner.curves.mixture import (
+    MIXTURE_FORMS,
+    backtest,
+    extrapolation_error,
+    mixture_weights,
+)
+from planner.curves.points import Points, count_distinct, points_from_table
 from planner.curves.surface import OBJECTIVES, Objective
 from planner.errors import ConfigError, FitError, NotFoundError, did_you_mean
 
@@ -28,6 +35,11 @@ MAX_BOOTSTRAP_CELLS = 5_000_000
 """Rows times draws: beyond it fewer draws are made, at least `MIN_DRAWS`."""
 
 MIN_DRAWS = 50
+
+MIXTURE = "mixture"
+
+NOISE_FLOOR = 5e-3
+"""Deviation of log loss: the law is 0.2 to 0.6 percent off wherever it was checked."""
 
 COLLINEAR = 0.999
 """|correlation| of log N and log D from which A and B cannot be told apart."""
@@ -65,14 +77,27 @@ def fit(
     if objective not in OBJECTIVES:
         raise NotFoundError(f"no objective {objective!r}. {did_you_mean(objective, OBJECTIVES)}")
     points = table if isinstance(table, Points) else points_from_table(table)
-    names = ("chinchilla", "tied") if form == "mixture" else (form,)
     goal = OBJECTIVES[objective]
-    forms = [find_form(name) for name in names]
-    for item in forms:
-        require_identifiable(points, item)
-    weights = bootstrap_weights(points, num_bootstraps, seed)
-    components = tuple(_component(points, item, goal, weights, 1.0 / len(forms)) for item in forms)
-    return _law(points, form, components, goal, level, seed)
+    forms = _usable_forms(points, form)
+    backtests = backtest(points, forms, goal)
+    shares = mixture_weights(forms, backtests)
+    components = [
+        _component(points, item, goal, float(share), num_bootstraps, seed)
+        for item, share in zip(forms, shares, strict=True)
+    ]
+    components.sort(key=lambda component: -component.weight)
+    return _law(points, form, tuple(components), backtests, goal, level, seed)
+
+
+def _usable_forms(points: Points, name: str) -> list[CurveForm]:
+    """Return the forms to fit: the one named, or those of the mixture that the rows allow."""
+    if name != MIXTURE:
+        form = find_form(name)
+        require_identifiable(points, form)
+        return [form]
+    require_identifiable(points, find_form(MIXTURE_FORMS[0]))
+    forms = [find_form(item) for item in MIXTURE_FORMS]
+    return [form for form in forms if len(points) >= form.min_rows]
 
 
 def require_identifiable(points: Points, form: CurveForm) -> None:
@@ -113,11 +138,6 @@ def _dropped_text(points: Points) -> str:
     return " (left out: " + ", ".join(f"{n} {why}" for why, n in points.dropped.items()) + ")"
 
 
-def count_distinct(values: FloatArray, tolerance: float = 0.02) -> int:
-    """Return how many values there are when those within the relative tolerance count as one."""
-    return 1 + int((np.diff(np.unique(np.log(values))) > tolerance).sum())
-
-
 def bootstrap_weights(points: Points, num_bootstraps: int, seed: int) -> FloatArray:
     """Return multinomial counts, shape (draws, n); rows of one training run stay together."""
     num_draws = int(np.clip(MAX_BOOTSTRAP_CELLS // len(points), MIN_DRAWS, num_bootstraps))
@@ -129,10 +149,15 @@ def bootstrap_weights(points: Points, num_bootstraps: int, seed: int) -> FloatAr
 
 
 def _component(
-    points: Points, form: CurveForm, objective: Objective, weights: FloatArray, share: float
+    points: Points, form: CurveForm, objective: Objective, share: float, num_draws: int, seed: int
 ) -> Component:
+    """Fit a form, and draw it as often as its share of the mixture will use."""
     params, value = form.fit(points, objective, None)
-    draws, _ = form.fit(points, objective, weights)
+    num = max(math.ceil(share * num_draws), MIN_DRAWS)
+    if form.draw is None:
+        draws, _ = form.fit(points, objective, bootstrap_weights(points, num, seed))
+    else:
+        draws = form.draw(points, num, seed)
     return Component(
         form=form.name,
         weight=share,
@@ -146,6 +171,7 @@ def _law(
     points: Points,
     form: str,
     components: tuple[Component, ...],
+    backtests: tuple[Backtest, ...],
     objective: Objective,
     level: float,
     seed: int,
@@ -172,8 +198,9 @@ def _law(
             loss=_range(points.loss),
         ),
         irreducible_loss=coefficients[0],
-        noise=robust_deviation(residual, len(lead.params)),
-        extrapolation=ExtrapolationError(floor=0.0, growth=0.0),
+        noise=max(robust_deviation(residual, len(lead.params)), NOISE_FLOOR),
+        extrapolation=extrapolation_error(backtests, lead.form),
+        backtests=backtests,
         columns=dict(points.columns),
         flops_convention="6 N D" if points.train_flops is None else "column train_flops",
         level=level,

@@ -218,12 +218,14 @@ class ScalingLaw:
 
     def log_loss_draws(self, columns: Mapping[str, FloatArray]) -> FloatArray:
         """Return draws of log loss pooled over the forms by weight, shape (about s, k)."""
-        parts = []
-        for component in self.components:
-            num = round(component.weight * component.draws.shape[0])
-            if num:
-                parts.append(component.log_loss_draws(columns, num))
+        parts = [c.log_loss_draws(columns, num) for c, num in self.shares_of_draws()]
         return np.concatenate(parts)
+
+    def shares_of_draws(self) -> list[tuple[Component, int]]:
+        """Return how many draws of each component make the pooled sample."""
+        total = min(len(c.draws) / c.weight for c in self.components)
+        shares = [(c, round(c.weight * total)) for c in self.components]
+        return [(c, num) for c, num in shares if num]
 
     def extrapolation_factor(self, train_flops: ArrayLike) -> FloatArray:
         """Return compute over the largest compute in the fit."""

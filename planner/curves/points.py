@@ -19,7 +19,7 @@ from planner.errors import ConfigError, NotFoundError, did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FLOPS_PER_PARAM_TOKEN", "Points", "points_from_table", "read_points"]
+__all__ = ["FLOPS_PER_PARAM_TOKEN", "Points", "count_distinct", "points_from_table", "read_points"]
 
 FLOPS_PER_PARAM_TOKEN = 6.0
 """C = 6 N D, forward and backward of dense matmuls (Kaplan et al. 2020, section 2.1)."""
@@ -226,3 +226,8 @@ def _without_duplicates(points: Points) -> Points:
     mask = np.zeros(len(points), dtype=bool)
     mask[first] = True
     return points.where(mask, reason="repeats an earlier row exactly")
+
+
+def count_distinct(values: FloatArray, tolerance: float = 0.02) -> int:
+    """Return how many values there are when those within the relative tolerance count as one."""
+    return 1 + int((np.diff(np.unique(np.log(values))) > tolerance).sum())

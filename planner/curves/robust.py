@@ -1,0 +1,130 @@
+"""Robust least squares for any form, many starts and many weightings at once.
+
+The forms with a Newton of their own (`newton`, `anchored`) are faster; this serves all others.
+Levenberg-Marquardt on iteratively reweighted squares, Huber's loss reached from a wide delta, the
+Jacobian by central differences in coordinates of order one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from planner.curves.arrays import FloatArray
+
+__all__ = ["best_per_weighting", "minimize_robust"]
+
+Model = Callable[[FloatArray], FloatArray]
+"""theta (b, p) -> prediction (b, n), in the space of the residual."""
+
+DIFFERENCE = 1e-6
+LARGEST_STEP = 1.0
+HOMOTOPY = (30.0, 10.0, 3.0, 1.0)
+COARSE_ITERATIONS = 8
+FINE_ITERATIONS = 60
+LARGEST_DAMPING = 1e10
+
+
+def minimize_robust(
+    model: Model,
+    target: FloatArray,
+    theta: FloatArray,
+    weights: FloatArray,
+    *,
+    delta: float,
+) -> tuple[FloatArray, FloatArray]:
+    """Minimise sum_i w_i Huber(model(theta)_i - target_i) from every start.
+
+    Args:
+        model: The prediction; coordinates of theta should be of order one.
+        target: What is predicted, shape (n,).
+        theta: Starts, shape (b, p).
+        weights: Shape (b, n).
+        delta: Huber's; `inf` is least squares.
+
+    Returns:
+        theta, shape (b, p), and the objective, shape (b,), infinite where the model is not finite.
+    """
+    factors = HOMOTOPY if np.isfinite(delta) else HOMOTOPY[-1:]
+    value = np.full(theta.shape[0], np.inf)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        for factor in factors:
+            last = factor == factors[-1]
+            theta, value = _descend(
+                model, target, theta, weights, delta * factor,
+                FINE_ITERATIONS if last else COARSE_ITERATIONS,
+            )  # fmt: skip
+    return theta, value
+
+
+def _descend(
+    model: Model,
+    target: FloatArray,
+    theta: FloatArray,
+    weights: FloatArray,
+    delta: float,
+    iterations: int,
+) -> tuple[FloatArray, FloatArray]:
+    theta = theta.copy()
+    prediction = model(theta)
+    value = _objective(prediction - target, weights, delta)
+    damping = np.full(theta.shape[0], 1e-3)
+    for _ in range(iterations):
+        residual = prediction - target
+        strength = weights * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
+        step = _step(_jacobian(model, theta), residual, strength, damping)
+        trial = theta + step
+        trial_prediction = model(trial)
+        trial_value = _objective(trial_prediction - target, weights, delta)
+        better = trial_value < value
+        gain = np.where(better, (value - trial_value) / np.maximum(value, 1e-300), 0.0)
+        theta[better], value[better] = trial[better], trial_value[better]
+        prediction[better] = trial_prediction[better]
+        damping = np.where(better, np.maximum(0.2 * damping, 1e-9), 5.0 * damping)
+        if not (((gain > 1e-11) | ~better) & (damping < LARGEST_DAMPING)).any():
+            break
+    return theta, value
+
+
+def _objective(residual: FloatArray, weights: FloatArray, delta: float) -> FloatArray:
+    size = np.abs(residual)
+    clipped = np.minimum(size, delta)
+    loss = 0.5 * size**2 if not np.isfinite(delta) else clipped * (size - 0.5 * clipped)
+    value = np.einsum("bi,bi->b", weights, loss)
+    return np.where(np.isfinite(value), value, np.inf)
+
+
+def _jacobian(model: Model, theta: FloatArray) -> FloatArray:
+    """Return d model / d theta by central differences, shape (b, n, p)."""
+    num, size = theta.shape
+    offsets = DIFFERENCE * np.eye(size)
+    both = np.concatenate([theta[:, None] + offsets, theta[:, None] - offsets], axis=1)
+    values = model(both.reshape(-1, size)).reshape(num, 2 * size, -1)
+    slopes = (values[:, :size] - values[:, size:]) / (2 * DIFFERENCE)
+    return np.nan_to_num(slopes.transpose(0, 2, 1), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _step(
+    jacobian: FloatArray, residual: FloatArray, strength: FloatArray, damping: FloatArray
+) -> FloatArray:
+    scaled = jacobian * np.nan_to_num(strength)[:, :, None]
+    metric = scaled.transpose(0, 2, 1) @ jacobian
+    gradient = np.einsum("bip,bi->bp", scaled, np.nan_to_num(residual))
+    diagonal = np.einsum("bpp->bp", metric)
+    floor = 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300
+    ridge = damping[:, None] * diagonal + floor
+    metric = metric + ridge[:, :, None] * np.eye(metric.shape[1])
+    step = -np.linalg.solve(metric, gradient[:, :, None])[:, :, 0]
+    return np.asarray(np.clip(step, -LARGEST_STEP, LARGEST_STEP))
+
+
+def best_per_weighting(
+    theta: FloatArray, value: FloatArray, num_weightings: int
+) -> tuple[FloatArray, FloatArray]:
+    """Return the best of the starts of each weighting; starts of one weighting are adjacent."""
+    per = theta.reshape(num_weightings, -1, theta.shape[1])
+    values = value.reshape(num_weightings, -1)
+    chosen = values.argmin(axis=1)
+    rows = np.arange(num_weightings)
+    return per[rows, chosen], values[rows, chosen]
