@@ -140,6 +140,7 @@ class SearchSpace(Config):
     """Named parameters and their distributions, with constraints."""
 
     name: Name
+    """Name of the space."""
     description: str = ""
     """What the space is for."""
     parameters: dict[str, Distribution]
