@@ -1,0 +1,144 @@
+"""`planner recommend`: the configuration to train at a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from planner.cli.output import echo_json, echo_note, echo_table
+from planner.units import format_count, format_number, format_seconds
+
+if TYPE_CHECKING:
+    from planner.budget import Budget
+    from planner.curves import ScalingLaw
+    from planner.recommendation import Option, Recommendation
+    from planner.results import Results
+    from planner.run_folder import RunFolder
+    from planner.study import Study
+
+
+@click.command(epilog='Example: planner recommend quickstart --budget "1e16 flops" --deadline 2h')
+@click.argument("run")
+@click.option("--budget", metavar="AMOUNT", help="As '1e18 flops', '20 gpuh, 40usd' or '5 kwh'.")
+@click.option("--deadline", metavar="DURATION", help="Wall-clock time, as '12h' or '1d12h'.")
+@click.option("--cluster", metavar="COUNTxDEVICE", help="Where to train, as 8xh100-sxm.")
+@click.option("--max-params", metavar="COUNT", help="Largest model, as 7B.")
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+    help="Also write the configuration: .json for the engine, .yaml as a study.",
+)  # fmt: skip
+@click.option("--runs", type=click.Path(path_type=Path), metavar="DIR", help="Folder of all runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(
+    run: str,
+    budget: str | None,
+    deadline: str | None,
+    cluster: str | None,
+    max_params: str | None,
+    output: Path | None,
+    runs: Path | None,
+    as_json: bool,
+) -> None:
+    """Recommend the configuration to train next, from the trials of RUN.
+
+    Without a budget it is for the study's target, or for ten times what the study could spend.
+    """
+    from planner.costs import parse_cluster
+    from planner.recommendation import recommend, write_recommendation
+    from planner.recommendation.writing import write_trial
+    from planner.results import read_results
+    from planner.run_folder import RunFolder
+    from planner.units import parse_count
+
+    folder = RunFolder.open(run, runs)
+    results = read_results(folder)
+    study = results.study
+    place = parse_cluster(cluster) if cluster else study.cluster
+    answer = recommend(
+        law_of(folder, results),
+        wanted_budget(study, budget, deadline),
+        study,
+        results=results,
+        cluster=place,
+        max_params=None if max_params is None else int(parse_count(max_params)),
+    )
+    paths = write_recommendation(answer, folder, place)
+    if output is not None:
+        write_trial(answer, output, place)
+    if as_json:
+        echo_json(answer)
+        return
+    _show(answer)
+    for path in (*paths, *([output] if output else [])):
+        echo_note(f"wrote {path}")
+
+
+def law_of(folder: RunFolder, results: Results) -> ScalingLaw:
+    """Return the run's law; it is fitted and written if it was not yet.
+
+    Raises:
+        FitError: The trials cannot identify a law.
+    """
+    from planner.curves import ScalingLaw, fit
+
+    if folder.laws.is_file():
+        return ScalingLaw.load(folder.laws)
+    law = fit(results.to_frame(), seed=results.study.search.seed)
+    folder.write("laws.json", law.to_json())
+    return law
+
+
+def wanted_budget(study: Study, budget: str | None, deadline: str | None) -> Budget:
+    """Return the budget of the options, or the study's own, with the deadline as its seconds.
+
+    Raises:
+        ConfigError: An amount cannot be read.
+    """
+    from planner.budget import Budget
+    from planner.recommendation import default_budget
+    from planner.units import parse_seconds
+
+    if budget is None and deadline is None:
+        return default_budget(study)
+    limits = Budget.parse(budget).limits() if budget else default_budget(study).limits()
+    if deadline is not None:
+        seconds = parse_seconds(deadline)
+        limits["seconds"] = min(seconds, limits.get("seconds", seconds))
+    return Budget(**limits)
+
+
+def _show(answer: Recommendation) -> None:
+    from planner.budget import format_amount
+
+    click.echo(str(answer))
+    amounts = ", ".join(format_amount(name, value) for name, value in answer.budget.items())
+    click.echo(
+        f"\nBudget {amounts} on {answer.cluster}; what binds: {', '.join(answer.binding)}. "
+        f"Confidence {answer.confidence}: {'; '.join(answer.reasons)}.\n"
+    )
+    rows = [_row("recommended", answer.choice, "", "")]
+    rows += [_row(r.title, r.option, r.gives_up, r.gains) for r in answer.runners_up]
+    echo_table(
+        ["", "params", "tokens", "rate", "workers", "loss", "time", "dev-h", "gives up", "gains"],
+        rows,
+        left=(0, 8, 9),
+    )
+    for warning in answer.warnings:
+        echo_note(f"warning: {warning.message}")
+
+
+def _row(title: str, option: Option, gives_up: str, gains: str) -> list[str]:
+    return [
+        title,
+        format_count(option.num_params),
+        format_count(option.train_tokens),
+        format_number(option.learning_rate),
+        str(option.num_workers),
+        f"{option.predicted_loss:.3f}",
+        format_seconds(option.seconds),
+        f"{option.device_hours:.3g}",
+        gives_up,
+        gains,
+    ]

@@ -1,0 +1,28 @@
+"""The recommendation: the configuration to train at a budget, and why."""
+
+from planner.recommendation.answer import (
+    RANKED_BY,
+    Calibration,
+    Caution,
+    Option,
+    Recommendation,
+    RunnerUp,
+    TunedSetting,
+    rank,
+)
+from planner.recommendation.choosing import default_budget, recommend
+from planner.recommendation.writing import write_recommendation
+
+__all__ = [
+    "RANKED_BY",
+    "Calibration",
+    "Caution",
+    "Option",
+    "Recommendation",
+    "RunnerUp",
+    "TunedSetting",
+    "default_budget",
+    "rank",
+    "recommend",
+    "write_recommendation",
+]

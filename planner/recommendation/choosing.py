@@ -1,0 +1,332 @@
+"""`recommend`: a law, a budget and a study to the configuration to train."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from pydantic import JsonValue
+
+from planner.budget import Budget, format_amount
+from planner.config import parse_config
+from planner.costs import Cluster, ClusterConfig, count_params, resolve_cluster
+from planner.curves import ScalingLaw, optimal_allocation
+from planner.errors import ConfigError, InfeasibleError
+from planner.recommendation.answer import Option, Recommendation, TunedSetting, rank
+from planner.recommendation.cautions import Findings, cautions, confidence
+from planner.recommendation.options import MIN_STEPS, Table, Terms, build_table, law_params
+from planner.recommendation.runners import runners_up
+from planner.recommendation.shapes import ladder
+from planner.recommendation.speed import calibrate
+from planner.recommendation.tuned import rows_of, tune
+from planner.results import Results
+from planner.search_space import quasi_random_points
+from planner.study import Study, trial_config
+from planner.trial import ModelConfig, TrialConfig, TrialResult, TrialState
+from planner.units import SECONDS_PER_HOUR, format_bytes, format_count
+
+__all__ = ["default_budget", "recommend"]
+
+_NUM_PROBES: Final = 64
+"""Points of the space that stand for it where there are no results."""
+_BEYOND_OPTIMUM: Final = 8.0
+"""The ladder ends at this multiple of the law's optimum, or of the largest tried model."""
+_CRITICAL_BATCH_EXPONENT: Final = 0.47
+"""Growth of the critical batch with data (Zhang et al. 2024, arXiv:2410.21676)."""
+_TARGET_FACTOR: Final = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Evidence:
+    """What the study's trials (or, without any, its space) say."""
+
+    template: TrialConfig
+    models: tuple[ModelConfig, ...]
+    precisions: frozenset[str]
+    finished: tuple[tuple[TrialResult, TrialConfig], ...]
+    trials: tuple[TrialResult, ...]
+    unique_tokens: float | None
+
+
+def default_budget(study: Study) -> Budget:
+    """Return the study's target, or ten times what the study may spend."""
+    if study.target is not None:
+        return study.target
+    return Budget(**{n: _TARGET_FACTOR * v for n, v in study.budget.limits().items()})
+
+
+def recommend(
+    law: ScalingLaw,
+    budget: Budget,
+    study: Study,
+    *,
+    results: Results | None = None,
+    cluster: ClusterConfig | None = None,
+    max_params: int | None = None,
+    num_runners_up: int = 3,
+    level: float = 0.9,
+) -> Recommendation:
+    """Return the configuration to train at a budget.
+
+    Every shape of a ladder around the study's own is priced on the cluster in every precision and
+    layout that fits its memory, trained until the tightest limit of the budget ends it, and given
+    the law's prediction; the least predicted loss wins (`RANKED_BY`).
+
+    Args:
+        law: A law fitted to the study's trials.
+        budget: Limits in any units; the tightest binds. `seconds` is a deadline.
+        study: The study; its cluster is used unless another is given.
+        results: Its results: they choose learning rate and batch and calibrate the speed.
+        cluster: Where the recommended configuration is to run.
+        max_params: Largest model, all parameters counted.
+        num_runners_up: How many of them.
+        level: Of the prediction intervals, in (0, 1).
+
+    Raises:
+        InfeasibleError: Nothing can be trained; the message says the smallest change that helps.
+        ConfigError: The budget limits money or energy, and the cluster does not say what they are.
+    """
+    place = resolve_cluster(cluster or study.cluster)
+    evidence = _evidence(study, results)
+    terms, setting = _terms(law, budget, study, evidence, place, level)
+    shapes = _shapes(evidence, terms, max_params)
+    table = build_table(shapes, terms)
+    choice = _least(table, place)
+    growth = _batch_growth(law, choice.train_tokens)
+    if growth > 1:
+        grown = replace(terms, sequences_per_step=terms.sequences_per_step * growth)
+        table = build_table(shapes, grown)
+        choice = _least(table, place)
+    config = table.config(choice)
+    found = Findings(
+        law=law,
+        choice=choice,
+        size=law_params(law, config.model),
+        extrapolation_factor=choice.train_flops / law.fitted_range.train_flops[1],
+        tried_params=tuple(count_params(model).total for model in evidence.models),
+        tried_precisions=evidence.precisions,
+        is_last_shape=max_params is None and _is_last(choice, shapes),
+        learning_rate=terms.learning_rate,
+        tokens_per_step=setting,
+        batch_growth=growth,
+        calibration=terms.calibration,
+        unique_tokens=evidence.unique_tokens,
+    )
+    warnings = cautions(found)
+    word, reasons = confidence(found, warnings)
+    return Recommendation(
+        study=study.name,
+        question=study.question,
+        budget=budget.limits(),
+        cluster=str(place),
+        config=config.model_dump(mode="json"),
+        choice=choice,
+        runners_up=runners_up(choice, table.options, num_runners_up),
+        binding=_binding(choice, table, law, max_params),
+        headroom={n: v - _spent(choice, n) for n, v in budget.limits().items()},
+        level=level,
+        extrapolation_factor=found.extrapolation_factor,
+        confidence=word,
+        reasons=reasons,
+        warnings=warnings,
+        learning_rate=terms.learning_rate,
+        tokens_per_step=setting,
+        calibration=terms.calibration,
+        law_form=law.form,
+        table=table.options,
+        rejected=table.rejected,
+        planner_version=law.planner_version,
+    )
+
+
+def _least(table: Table, cluster: Cluster) -> Option:
+    """Return the best eligible option.
+
+    Raises:
+        InfeasibleError: There is none.
+    """
+    eligible = [row for row in table.options if row.is_eligible]
+    if not eligible:
+        raise _infeasible(table, cluster)
+    return min(eligible, key=rank)
+
+
+def _spent(option: Option, field: str) -> float:
+    amount = option.train_flops if field == "flops" else getattr(option, field)
+    return float(amount)
+
+
+def _evidence(study: Study, results: Results | None) -> _Evidence:
+    """Return the study's trials, or points of its space where there are none."""
+    trials = results.trials if results is not None else ()
+    known = [(t, c) for t in trials if (c := _config_of(t)) is not None]
+    finished = tuple(
+        (trial, config)
+        for trial, config in known
+        if trial.state is TrialState.COMPLETED and trial.val_loss and trial.train_tokens
+    )
+    best = min(finished, key=lambda pair: pair[0].val_loss or math.inf, default=None)
+    configs = [config for _, config in finished] or list(_probes(study))
+    corpus = [t.metrics["unique_tokens"] for t in trials if "unique_tokens" in t.metrics]
+    return _Evidence(
+        template=best[1] if best else configs[0],
+        models=tuple(dict.fromkeys(config.model for config in configs)),
+        precisions=frozenset(config.precision.compute for config in configs),
+        finished=finished,
+        trials=tuple(trials),
+        unique_tokens=max(corpus, default=None),
+    )
+
+
+def _config_of(trial: TrialResult) -> TrialConfig | None:
+    try:
+        return parse_config(trial.config, TrialConfig)
+    except ConfigError:
+        return None  # an infeasible point that is no valid trial
+
+
+def _probes(study: Study) -> list[TrialConfig]:
+    found = []
+    points = quasi_random_points(study.search_space, study.base, seed=0)
+    for point in itertools.islice(points, _NUM_PROBES):
+        values: Mapping[str, JsonValue] = point
+        try:
+            found.append(trial_config(study, values))
+        except ConfigError:
+            continue
+    return found
+
+
+def _terms(
+    law: ScalingLaw,
+    budget: Budget,
+    study: Study,
+    evidence: _Evidence,
+    cluster: Cluster,
+    level: float,
+) -> tuple[Terms, TunedSetting]:
+    """Return what all options share, and how the batch was chosen."""
+    template = evidence.template
+    rate = _tuned("learning_rate", law, evidence, template.optimizer.learning_rate)
+    batch = _tuned("tokens_per_step", law, evidence, float(template.tokens_per_step))
+    length = template.model.sequence_length
+    tried = {config.batch.sequences_per_step for _, config in evidence.finished}
+    sequences = min(
+        tried or {template.batch.sequences_per_step},
+        key=lambda s: abs(math.log(s * length / batch.value)),
+    )
+    terms = Terms(
+        template=template,
+        cluster=cluster,
+        budget=budget,
+        law=law,
+        level=level,
+        precisions=_precisions(evidence.precisions, cluster),
+        learning_rate=rate,
+        sequences_per_step=sequences,
+        calibration=calibrate(evidence.trials, study.cluster, cluster),
+    )
+    return terms, batch
+
+
+def _tuned(name: str, law: ScalingLaw, evidence: _Evidence, best: float) -> TunedSetting:
+    sizes = [law_params(law, config.model) for _, config in evidence.finished]
+    return tune(name, rows_of(evidence.finished, law, sizes, name), best)
+
+
+def _batch_growth(law: ScalingLaw, num_tokens: float) -> int:
+    """Return the power of two by which the batch grows beyond the trials'.
+
+    (tokens / largest of the fit)^0.47, rounded down: 1 within 4.4 times the fit's tokens.
+    """
+    ratio = max(num_tokens / law.fitted_range.num_tokens[1], 1.0)
+    return int(2 ** math.floor(math.log2(ratio**_CRITICAL_BATCH_EXPONENT)))
+
+
+def _precisions(tried: frozenset[str], cluster: Cluster) -> tuple[str, ...]:
+    """Return the precisions to consider: the tried ones, and bf16 on an accelerator."""
+    wanted = tried if cluster.device.is_cpu else tried | {"bf16"}
+    return tuple(sorted(p for p in wanted if p in cluster.device.peaks)) or ("fp32",)
+
+
+def _most_flops(budget: Budget, cluster: Cluster) -> float:
+    """Return FLOPs that no training within the budget exceeds; at the peak rate, if need be."""
+    peak = max(cluster.device.peaks.values())
+    hours = [
+        amount
+        for amount in (
+            budget.device_hours,
+            budget.seconds and budget.seconds / SECONDS_PER_HOUR * cluster.num_devices,
+            budget.usd and cluster.usd_per_device_hour
+            and budget.usd / cluster.usd_per_device_hour,
+            budget.kwh and cluster.device.power_watts
+            and budget.kwh * 4e3 / cluster.device.power_watts,
+        )
+        if amount
+    ]  # fmt: skip
+    limits = [amount * SECONDS_PER_HOUR * peak for amount in hours]
+    if budget.flops is not None:
+        limits.append(budget.flops)
+    return min(limits, default=peak)
+
+
+def _shapes(evidence: _Evidence, terms: Terms, max_params: int | None) -> list[ModelConfig]:
+    optimum = optimal_allocation(terms.law, _most_flops(terms.budget, terms.cluster)).num_params
+    largest = max(count_params(model).total for model in evidence.models)
+    smallest = min(count_params(model).total for model in evidence.models)
+    most = _BEYOND_OPTIMUM * max(optimum, largest)
+    shapes = ladder(evidence.models, most if max_params is None else min(most, max_params))
+    if not shapes:
+        raise InfeasibleError(
+            f"no shape has at most {format_count(max_params or 0)} parameters: the smallest one "
+            f"considered has more.",
+            hint=f"Raise --max-params; the smallest trained model has {format_count(smallest)}.",
+        )
+    return shapes
+
+
+def _is_last(choice: Option, shapes: Sequence[ModelConfig]) -> bool:
+    ends = (count_params(shapes[0]).total, count_params(shapes[-1]).total)
+    return choice.num_params in ends
+
+
+def _binding(
+    choice: Option, table: Table, law: ScalingLaw, max_params: int | None
+) -> tuple[str, ...]:
+    """Return what holds the choice: its limit, and the cap or the memory if more would be better."""
+    held = [choice.binding]
+    optimum = optimal_allocation(law, choice.train_flops).num_params
+    if max_params is not None and choice.num_params < optimum:
+        larger = [row for row in table.options if row.num_params > choice.num_params]
+        if not larger:
+            held.append("max_params")
+    if any(choice.num_params < size <= optimum for size, _, _ in table.too_large):
+        held.append("memory")
+    return tuple(held)
+
+
+def _infeasible(table: Table, cluster: Cluster) -> InfeasibleError:
+    """Return the error that names the smallest change which makes something feasible."""
+    if table.shortfalls:
+        best = min(table.shortfalls, key=lambda s: (len(s.others), s.factor))
+        also = f" (and more {', '.join(best.others)})" if best.others else ""
+        return InfeasibleError(
+            f"a budget must pay for at least {MIN_STEPS} optimizer steps: the cheapest option "
+            f"({format_count(best.num_params)} parameters) needs "
+            f"{format_amount(best.limit, best.need)}, the budget is "
+            f"{format_amount(best.limit, best.have)}.",
+            hint=f"Smallest change: raise {best.limit} to at least "
+            f"{format_amount(best.limit, best.need * 1.01)}{also}.",
+        )
+    if not table.too_large:
+        return InfeasibleError(f"no layout of the batch has a place on {cluster}.")
+    size, need, have = min(table.too_large, key=lambda item: item[1])
+    return InfeasibleError(
+        f"nothing fits the memory of {cluster}: the smallest shape "
+        f"({format_count(size)} parameters) needs {format_bytes(need)} per device, usable are "
+        f"{format_bytes(have)}.",
+        hint="Smallest change: a device with that much memory, or more devices to shard over.",
+    )
