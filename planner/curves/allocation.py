@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.curves.arrays import FloatArray
-from planner.curves.law import ScalingLaw
+from planner.curves.law import ScalingLaw, standard_noise
 from planner.curves.points import FLOPS_PER_PARAM_TOKEN
 from planner.errors import ConfigError
 
@@ -60,6 +60,26 @@ def optimal_params(params: FloatArray, train_flops: float) -> FloatArray:
         return np.asarray(np.exp(log_g + exponent * np.log(train_flops / FLOPS_PER_PARAM_TOKEN)))
 
 
+def best_log_params(law: ScalingLaw, train_flops: float) -> tuple[float, FloatArray]:
+    """Return log of the compute-optimal size and draws of it.
+
+    The leading form and the IsoFLOP frontier err differently: where both exist their mean is
+    taken, and half of the draws come from each, so that their disagreement widens the interval.
+    """
+    lead = law.components[0]
+    center = float(np.log(optimal_params(lead.params[None, :5], train_flops)[0]))
+    draws = np.concatenate(
+        [np.log(optimal_params(c.draws[:num, :5], train_flops)) for c, num in law.shares_of_draws()]
+    )
+    draws = draws[np.isfinite(draws)]
+    if law.frontier is None or law.form != "mixture":
+        return center, draws
+    log_size, deviation = law.frontier.log_best_params(train_flops)
+    half = draws[::2]
+    other = log_size + deviation * standard_noise(half.size, law.seed)
+    return 0.5 * (center + log_size), np.concatenate([half, other])
+
+
 def optimal_allocation(
     law: ScalingLaw, train_flops: float, *, level: float | None = None
 ) -> Allocation:
@@ -71,14 +91,9 @@ def optimal_allocation(
     if not (np.isfinite(train_flops) and train_flops > 0):
         raise ConfigError(f"train_flops must be positive and finite: got {train_flops}.")
     share = law.level if level is None else level
-    center = sum(
-        c.weight * np.log(optimal_params(c.params[None, :], train_flops)[0]) for c in law.components
-    )
-    draws = np.concatenate(
-        [optimal_params(c.draws[:num], train_flops) for c, num in law.shares_of_draws()]
-    )
+    center, draws = best_log_params(law, train_flops)
     num_params = float(np.exp(center))
-    low, high = np.quantile(draws[np.isfinite(draws)], [0.5 - 0.5 * share, 0.5 + 0.5 * share])
+    low, high = np.exp(np.quantile(draws, [0.5 - 0.5 * share, 0.5 + 0.5 * share]))
     tokens = train_flops / FLOPS_PER_PARAM_TOKEN / np.array([num_params, high, low])
     prediction = law.predict(num_params, tokens[0], level=share)
     return Allocation(

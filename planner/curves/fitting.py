@@ -9,6 +9,12 @@ import numpy as np
 
 from planner.curves.arrays import FloatArray
 from planner.curves.forms import CurveForm, find_form
+from planner.curves.isoflop import (
+    IsoflopProfile,
+    SizeFrontier,
+    fit_frontier,
+    isoflop_profiles,
+)
 from planner.curves.law import (
     Backtest,
     Coefficient,
@@ -18,9 +24,12 @@ from planner.curves.law import (
 )
 from planner.curves.mixture import (
     MIXTURE_FORMS,
+    NOISE_FLOOR,
     backtest,
+    draw_params,
     extrapolation_error,
     mixture_weights,
+    robust_deviation,
 )
 from planner.curves.points import Points, count_distinct, points_from_table
 from planner.curves.surface import OBJECTIVES, Objective
@@ -31,15 +40,9 @@ if TYPE_CHECKING:
 
 __all__ = ["fit"]
 
-MAX_BOOTSTRAP_CELLS = 5_000_000
-"""Rows times draws: beyond it fewer draws are made, at least `MIN_DRAWS`."""
-
 MIN_DRAWS = 50
 
 MIXTURE = "mixture"
-
-NOISE_FLOOR = 5e-3
-"""Deviation of log loss: the law is 0.2 to 0.6 percent off wherever it was checked."""
 
 COLLINEAR = 0.999
 """|correlation| of log N and log D from which A and B cannot be told apart."""
@@ -138,31 +141,17 @@ def _dropped_text(points: Points) -> str:
     return " (left out: " + ", ".join(f"{n} {why}" for why, n in points.dropped.items()) + ")"
 
 
-def bootstrap_weights(points: Points, num_bootstraps: int, seed: int) -> FloatArray:
-    """Return multinomial counts, shape (draws, n); rows of one training run stay together."""
-    num_draws = int(np.clip(MAX_BOOTSTRAP_CELLS // len(points), MIN_DRAWS, num_bootstraps))
-    generator = np.random.default_rng(seed)
-    groups = np.arange(len(points)) if points.run is None else points.run
-    num_groups = int(groups.max()) + 1
-    counts = generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=num_draws)
-    return np.asarray(counts[:, groups], dtype=np.float64)
-
-
 def _component(
     points: Points, form: CurveForm, objective: Objective, share: float, num_draws: int, seed: int
 ) -> Component:
     """Fit a form, and draw it as often as its share of the mixture will use."""
     params, value = form.fit(points, objective, None)
     num = max(math.ceil(share * num_draws), MIN_DRAWS)
-    if form.draw is None:
-        draws, _ = form.fit(points, objective, bootstrap_weights(points, num, seed))
-    else:
-        draws = form.draw(points, num, seed)
     return Component(
         form=form.name,
         weight=share,
         params=params[0],
-        draws=draws[np.isfinite(draws).all(axis=1)],
+        draws=draw_params(form, points, objective, num, seed),
         objective_value=float(value[0]),
     )
 
@@ -179,6 +168,7 @@ def _law(
     from planner import __version__
 
     lead = components[0]
+    profiles = isoflop_profiles(points)
     columns = points.covariates()
     residual = np.log(points.loss) - sum(c.weight * c.log_loss(columns) for c in components)
     coefficients = _coefficients(lead, level)
@@ -199,14 +189,23 @@ def _law(
         ),
         irreducible_loss=coefficients[0],
         noise=max(robust_deviation(residual, len(lead.params)), NOISE_FLOOR),
-        extrapolation=extrapolation_error(backtests, lead.form),
+        extrapolation=extrapolation_error(backtests),
         backtests=backtests,
+        profiles=profiles,
+        frontier=_frontier(profiles),
         columns=dict(points.columns),
         flops_convention="6 N D" if points.train_flops is None else "column train_flops",
         level=level,
         seed=seed,
         planner_version=__version__,
     )
+
+
+def _frontier(profiles: tuple[IsoflopProfile, ...]) -> SizeFrontier | None:
+    try:
+        return fit_frontier(profiles)
+    except FitError:
+        return None
 
 
 def _range(values: FloatArray) -> tuple[float, float]:
@@ -220,12 +219,3 @@ def _coefficients(component: Component, level: float) -> tuple[Coefficient, ...]
         Coefficient(name=name, value=float(v), lower=float(lo), upper=float(hi), level=level)
         for name, v, lo, hi in zip(names, component.params, low, high, strict=True)
     )
-
-
-def robust_deviation(residual: FloatArray, num_coefficients: int) -> float:
-    """Return the standard deviation of a normal with this median absolute residual.
-
-    Scaled by sqrt(n / (n - p)) for the p numbers that were fitted.
-    """
-    freedom = max(residual.size - num_coefficients, 1)
-    return float(np.median(np.abs(residual)) / 0.6745 * np.sqrt(residual.size / freedom))

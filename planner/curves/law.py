@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from planner.curves.arrays import FloatArray
 from planner.curves.forms import find_form
+from planner.curves.isoflop import IsoflopProfile, SizeFrontier
 from planner.curves.points import FLOPS_PER_PARAM_TOKEN
 from planner.errors import ConfigError, FitError, NotFoundError
 
@@ -25,6 +26,7 @@ __all__ = [
     "FittedRange",
     "Prediction",
     "ScalingLaw",
+    "standard_noise",
 ]
 
 SCHEMA = "planner.scaling-law/1"
@@ -71,6 +73,8 @@ class Backtest:
     num_train: int
     num_test: int
     median_error_fraction: float
+    expected_error_fraction: float | None = None
+    """Deviation that draws and noise of that fit foretold; only of the leading form."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +149,10 @@ class ScalingLaw:
     """Standard deviation of log loss around the fit."""
     extrapolation: ExtrapolationError
     backtests: tuple[Backtest, ...] = ()
+    profiles: tuple[IsoflopProfile, ...] = ()
+    """The IsoFLOP curve of every budget that has one."""
+    frontier: SizeFrontier | None = None
+    """The power law of the best size through them, where three budgets give it."""
     checklist: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     flops_convention: str = "6 N D"
@@ -203,7 +211,7 @@ class ScalingLaw:
         tails = [0.5 - 0.5 * level, 0.5 + 0.5 * level]
         confidence = np.quantile(draws, tails, axis=0)
         spread = np.hypot(self.noise, self.extrapolation.standard_deviation(factor))
-        standard = _standard_noise(draws.shape[0], self.seed)
+        standard = standard_noise(draws.shape[0], self.seed)
         predicted = np.quantile(draws + standard[:, None] * spread, tails, axis=0)
         low, high = np.minimum(predicted[0], center), np.maximum(predicted[1], center)
         return Prediction(
@@ -295,7 +303,7 @@ def _broadcast(given: Mapping[str, ArrayLike]) -> dict[str, FloatArray]:
     return {name: np.broadcast_to(array, shape) for name, array in arrays.items()}
 
 
-def _standard_noise(num: int, seed: int) -> FloatArray:
+def standard_noise(num: int, seed: int) -> FloatArray:
     """Return a shuffled normal sample without sampling error: its quantiles are exact."""
     from scipy.special import ndtri
 
@@ -327,6 +335,9 @@ def _from_document(document: dict[str, Any]) -> ScalingLaw:
         values["coefficients"] = tuple(Coefficient(**c) for c in values["coefficients"])
         values["warnings"] = tuple(FitWarning(**w) for w in values["warnings"])
         values["backtests"] = tuple(Backtest(**b) for b in values["backtests"])
+        values["profiles"] = tuple(IsoflopProfile(**p) for p in values["profiles"])
+        if values["frontier"] is not None:
+            values["frontier"] = SizeFrontier(**values["frontier"])
         values["irreducible_loss"] = Coefficient(**values["irreducible_loss"])
         values["fitted_range"] = FittedRange(
             **{name: tuple(pair) for name, pair in values["fitted_range"].items()}
