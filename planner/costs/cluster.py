@@ -38,7 +38,7 @@ class DeviceOverrides(Config):
     devices_per_domain: PositiveCount | None = None
     """Devices that the scale-up links join."""
     power_watts: PositiveFloat | None = None
-    """Design power of one device, without its host."""
+    """Power limit of one device, without its host; below the catalogue's, clocks fall with its root."""
 
 
 class OwnedHardware(Config):
@@ -124,6 +124,9 @@ class Cluster:
 def _overridden(device: Device, overrides: DeviceOverrides) -> Device:
     given = {k: v for k, v in overrides.model_dump().items() if v is not None}
     peaks = {k: given.pop(k) for k in PRECISIONS if k in given}
+    capped = given.get("power_watts", 0.0) / (device.power_watts or 1e9)
+    if 0.0 < capped < 1.0 and "achievable_fraction" not in given:
+        given["achievable_fraction"] = device.achievable_fraction * capped**0.5
     changed = replace(device, peaks=device.peaks | peaks, **given)
     if not device.is_cpu:
         row = {n: getattr(changed, n) for n in DeviceRow.model_fields if hasattr(changed, n)}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from planner.costs.cluster import Cluster
 from planner.costs.energy import kwh_of, watts_per_device
@@ -15,7 +16,13 @@ from planner.costs.flops import (
 )
 from planner.costs.memory import CPU_MEMORY, GPU_MEMORY, MemoryConstants, memory_use
 from planner.costs.params import count_params
-from planner.costs.speed import StepTime, default_efficiency, step_time
+from planner.costs.speed import (
+    NORMAL_90,
+    StepTime,
+    default_efficiency,
+    default_log_sigma,
+    step_time,
+)
 from planner.costs.workload import Workload, workload_of
 from planner.trial import TrialConfig
 from planner.units import SECONDS_PER_HOUR, format_bytes
@@ -124,9 +131,11 @@ def _memory_advice(config: TrialConfig, biggest: str) -> str:
     return "Raise shard_parallel (ZeRO), tensor_parallel or pipeline_parallel"
 
 
-def _confidence(config: TrialConfig, cluster: Cluster) -> tuple[str, str]:
-    weak = []
-    if cluster.device.is_cpu:
+def _confidence(
+    config: TrialConfig, cluster: Cluster, calibration: Calibration | None, w: Workload
+) -> tuple[str, str]:
+    weak = list(calibration.warnings(w)) if calibration else []
+    if cluster.device.is_cpu and not calibration:
         weak.append("the speed of this machine's cores is a default")
     if cluster.device.is_tpu:
         weak.append("TPU speed is not validated")
@@ -141,6 +150,8 @@ def _confidence(config: TrialConfig, cluster: Cluster) -> tuple[str, str]:
         weak.append("the gain of fp8 varies by kernel")
     if weak:
         return "low", "; ".join(weak)
+    if calibration is not None:
+        return "high", f"calibrated on {calibration.num_trials} trials of this cluster"
     return "medium", "closed forms with default efficiencies, no measurement on this cluster"
 
 
@@ -190,6 +201,54 @@ def _peaks(config: TrialConfig, cluster: Cluster) -> dict[str, float]:
     return {p: peak * (1.0 + 0.75 * (threads - 1)) for p, peak in cluster.device.peaks.items()}
 
 
+class _Spending(TypedDict):
+    startup_seconds: float
+    train_seconds: float
+    num_devices: int
+    device_hours: float
+    usd: float | None
+    kwh: float | None
+    gco2: float | None
+
+
+def _step_interval(
+    w: Workload, cluster: Cluster, calibration: Calibration | None, seconds: float
+) -> tuple[float, float, float]:
+    """Return step seconds with the ends of their 90 % interval."""
+    if calibration is None:
+        reach = math.exp(NORMAL_90 * float(default_log_sigma(w)))
+        return seconds, seconds / reach, seconds * reach
+    found = calibration.predict(w, cluster)
+    return float(found.value[0]), float(found.lower[0]), float(found.upper[0])
+
+
+def _spending(
+    config: TrialConfig, cluster: Cluster, num_steps: int, step: float, busy: float
+) -> _Spending:
+    """Return the fields of an estimate that follow from the step: time, money, energy."""
+    threads = config.execution.threads_per_worker if cluster.device.is_cpu else 1
+    devices = config.layout.num_workers * threads
+    train = num_steps * step / cluster.goodput
+    start = startup_seconds(
+        cluster.device.is_cpu, config.layout.num_workers, config.execution.compile
+    )
+    device_hours = (start + train) * devices / SECONDS_PER_HOUR
+    kwh = None
+    if cluster.device.power_watts is not None:
+        watts = watts_per_device(cluster.device.power_watts, busy)
+        kwh = kwh_of(watts, devices, start + train, cluster.pue)
+    price = cluster.usd_per_device_hour
+    return {
+        "startup_seconds": start,
+        "train_seconds": train,
+        "num_devices": devices,
+        "device_hours": device_hours,
+        "usd": None if price is None else device_hours * price,
+        "kwh": kwh,
+        "gco2": None if kwh is None else kwh * cluster.grid_gco2_per_kwh,
+    }
+
+
 def _assemble(
     config: TrialConfig,
     cluster: Cluster,
@@ -202,28 +261,12 @@ def _assemble(
     count, tokens = count_params(config.model), num_train_tokens(config)
     num_steps = tokens // config.tokens_per_step
     per_token = train_flops_per_token(config.model)
-    threads = config.execution.threads_per_worker if cluster.device.is_cpu else 1
-    devices = config.layout.num_workers * threads
-    step, scale = float(time.total), 1.0
-    lower = upper = None
-    if calibration is not None:
-        prediction = calibration.predict(w, cluster)
-        scale = float(prediction.seconds[0]) / step
-        step, lower, upper = (
-            float(x[0]) for x in (prediction.seconds, prediction.lower, prediction.upper)
-        )
-    train_seconds = num_steps * step / cluster.goodput
-    start = startup_seconds(
-        cluster.device.is_cpu, config.layout.num_workers, config.execution.compile
-    )
-    seconds = start + train_seconds
-    device_hours = seconds * devices / SECONDS_PER_HOUR
-    kwh = None
-    if cluster.device.power_watts is not None:
-        watts = watts_per_device(cluster.device.power_watts, busy_fraction(time))
-        kwh = kwh_of(watts, devices, seconds, cluster.pue)
-    peak_rate = cluster.device.peak_flops_per_second(config.precision.compute) * devices
-    level, why = _confidence(config, cluster)
+    modelled = float(time.total)
+    step, lower, upper = _step_interval(w, cluster, calibration, modelled)
+    spending = _spending(config, cluster, num_steps, step, busy_fraction(time))
+    peak_rate = cluster.device.peak_flops_per_second(config.precision.compute)
+    devices = spending["num_devices"]
+    level, why = _confidence(config, cluster, calibration, w)
     return CostEstimate(
         num_params=count.total,
         num_params_non_embedding=count.non_embedding,
@@ -241,18 +284,12 @@ def _assemble(
         step_seconds=step,
         step_seconds_lower=lower,
         step_seconds_upper=upper,
-        step_breakdown_seconds={p: float(getattr(time, p)) * scale for p in _TIME_PARTS},
-        startup_seconds=start,
-        train_seconds=train_seconds,
-        num_devices=devices,
-        device_hours=device_hours,
-        usd=None
-        if cluster.usd_per_device_hour is None
-        else device_hours * cluster.usd_per_device_hour,
+        step_breakdown_seconds={
+            part: float(getattr(time, part)) * step / modelled for part in _TIME_PARTS
+        },
         price_date=cluster.price_date,
-        kwh=kwh,
-        gco2=None if kwh is None else kwh * cluster.grid_gco2_per_kwh,
-        mfu=config.tokens_per_step * per_token / (step * peak_rate),
+        mfu=config.tokens_per_step * per_token / (step * peak_rate * devices),
         confidence=level,
         confidence_reason=why,
+        **spending,
     )

@@ -30,8 +30,9 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 Number = Array | float
 
-RECOMPUTE: Final = {"none": 0.0, "selective": 1.0, "full": 2.0}
-"""What is recomputed in the backward pass, as the numbers that arrays hold."""
+RECOMPUTE: Final = {"none": 0.0, "selective": 1.0, "operators": 1.5, "full": 2.0}
+"""What is recomputed in the backward pass, as the numbers that arrays hold: nothing, the attention core
+(Korthikanti et al. 2022), about half of the operators but not attention, or whole blocks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -89,6 +90,8 @@ class Workload:
     """Dense peak of the matrix products' precision."""
     attention_peak_flops_per_second: Number = 1e12
     """Dense peak of the attention core's precision."""
+    vector_flops_per_second: Number = 1e12
+    """Peak outside of tensor cores, where misaligned products run."""
     is_fp8: Number = 0.0
     activation_bytes: Number = 2.0
     """Per stored activation."""
@@ -194,6 +197,7 @@ def precision_fields(
     return {
         "peak_flops_per_second": device_peaks[precision],
         "attention_peak_flops_per_second": device_peaks[attention],
+        "vector_flops_per_second": device_peaks.get("fp32", device_peaks[attention] / 16.0),
         "is_fp8": float(precision == "fp8"),
         "activation_bytes": 2.0 if half else 4.0,
         "param_bytes": 4.0,
