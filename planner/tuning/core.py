@@ -1,0 +1,497 @@
+"""The core of a sweep: decides what runs, what stops and what may be spent. No Ray, no clock.
+
+Executors tell it what happened, with the study's clock in seconds; it answers what to do. Every
+event becomes a line of the ledger first and changes the state only through `apply`, so that the
+lines of a ledger, applied in order, give the same state, the same searcher and scheduler, and the
+same next decision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from planner.budget import Budget, Spend, format_amount
+from planner.config import parse_config
+from planner.costs import Cluster
+from planner.errors import TrialError
+from planner.planning import Candidate, candidate, charge
+from planner.search_space import Point, merge
+from planner.study import Study
+from planner.trial import TrialConfig, TrialResult, TrialState
+from planner.tuning.accounts import Accounts
+from planner.tuning.ledger import Line
+from planner.tuning.records import Attempt, Decision, TrialRecord
+from planner.tuning.schedulers import Scheduler, make_scheduler
+from planner.tuning.searchers import MAX_REJECTIONS_PER_TRIAL, Outcome, Searcher, make_searcher
+
+__all__ = ["Launch", "Sweep"]
+
+_LOOK_AHEAD: Final = 16
+"""Fixed proposals that may wait while smaller ones fill the gaps."""
+_MAX_PASSED_OVER: Final = 8
+"""Times that a waiting trial may be passed over before devices are kept free for it."""
+_SAME_FAILURES: Final = 3
+"""Trials that end in the same failure, none having trained, before the study gives up."""
+
+Write = Callable[[Line, bool], None]
+"""Takes a line, and whether it must be on the disk before anything else happens."""
+
+Price = Callable[[str, Point], Candidate]
+"""Takes a trial's name and its point."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """A trial to start now."""
+
+    trial: str
+    attempt: int
+    """Counts from 1."""
+    config: TrialConfig
+    report_at_flops: tuple[float, ...]
+
+
+class Sweep:
+    """One run of a study.
+
+    Args:
+        study: What to run.
+        cluster: What it runs on.
+        write: Takes each new line of the ledger.
+        num_devices: Devices to fill; by default the cluster's.
+        searcher: By default the one that the study asks for.
+        scheduler: By default the one that the study asks for.
+        price: What tells the cost of a point, or why it cannot run; by default the cost model.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        cluster: Cluster,
+        *,
+        write: Write,
+        num_devices: int | None = None,
+        searcher: Searcher | None = None,
+        scheduler: Scheduler | None = None,
+        price: Price | None = None,
+    ) -> None:
+        self.study, self.cluster = study, cluster
+        self.accounts = Accounts(study.budget)
+        self.num_devices = num_devices or cluster.num_devices
+        self.trials: dict[str, TrialRecord] = {}
+        self.reports: list[Line] = []
+        """Every report, with what the study had spent by then."""
+        self.now = 0.0
+        self.num_sessions = 0
+        self.is_stopping = False
+        """Nothing is started any more."""
+        self.give_up: str | None = None
+        """The failure for which the study gave up, if it did."""
+        self._write = write
+        self._price = price or (lambda trial, point: candidate(study, cluster, trial, point))
+        self._searcher = searcher or make_searcher(study)
+        self._scheduler = scheduler or make_scheduler(study.search.scheduler)
+        self._waiting: list[str] = []
+        self._running: dict[str, TrialRecord] = {}
+        self._num_rejected = 0
+        self._exhausted = False
+
+    # What an executor asks and tells.
+
+    def begin(self, now: float, *, added: Budget | None = None) -> None:
+        """Open a session: everything that ran when the last one ended goes back to the queue."""
+        self._record(
+            {"kind": "session", "added": added.limits() if added else None}, now, durable=True
+        )
+        self._settle(now)
+
+    def next_launch(self, now: float) -> Launch | None:
+        """Return a trial to start now, or None: nothing fits, or nothing is left."""
+        self.tick(now)
+        if self.is_stopping or len(self.running) >= self._most_at_once:
+            return None
+        record = self._choose(now)
+        if record is None:
+            return None
+        attempt = len(record.attempts) + 1
+        self._record({"kind": "started", "trial": record.trial, "attempt": attempt}, now)
+        assert record.config is not None  # noqa: S101 -- infeasible points never wait
+        return Launch(
+            trial=record.trial, attempt=attempt, config=record.config, report_at_flops=record.rungs
+        )
+
+    def workers_started(self, trial: str, now: float, start_flops: float = 0.0) -> None:
+        """Hear that a trial's workers are up: its time is charged from here on."""
+        self._record({"kind": "up", "trial": trial, "flops": start_flops}, now)
+
+    def report(self, trial: str, metrics: Mapping[str, Any], now: float) -> Decision:
+        """Hear a report of a running trial and say whether it goes on."""
+        record = self.trials[trial]
+        if not record.is_running:
+            return Decision.STOP
+        broken = _not_finite(metrics)
+        attempt = len(record.attempts)
+        self._record(
+            {"kind": "report", "trial": trial, "attempt": attempt, "metrics": dict(metrics)}, now
+        )
+        if broken:
+            self._end(record, TrialState.DIVERGED, f"{broken} is not finite", now)
+            return Decision.STOP
+        self._settle(now)
+        if record.is_running and record.fidelity < 1.0:
+            self.tick(now)
+        return Decision.CONTINUE if record.is_running else Decision.STOP
+
+    def end(self, trial: str, result: TrialResult, now: float) -> None:
+        """Hear the result of a trial that ended by itself."""
+        record = self.trials[trial]
+        if not record.is_running:
+            return
+        if result.state is TrialState.FAILED:
+            self.lose(trial, result.reason or "failed", now)
+            return
+        state = TrialState.COMPLETED if result.state is TrialState.RUNNING else result.state
+        self._end(record, state, result.reason, now, measured=asdict(result))
+        self.tick(now)
+
+    def lose(self, trial: str, reason: str, now: float, *, retry: bool = True) -> None:
+        """Hear that an attempt died through no fault of the configuration; retried if it may be."""
+        record = self.trials[trial]
+        if not record.is_running:
+            return
+        again = retry and record.num_failures < self.study.search.max_retries
+        if again:
+            self._record({"kind": "lost", "trial": trial, "reason": reason}, now, durable=True)
+            return
+        self._end(record, TrialState.FAILED, reason, now)
+        self._give_up_if_hopeless(now)
+
+    def tick(self, now: float) -> None:
+        """Let time pass: stops everything when the budget is spent."""
+        self.now = max(self.now, now)
+        field = self.accounts.budget.exceeded_by(self.spend(now))
+        if field is not None and not self.is_stopping:
+            limit = format_amount(field, self.accounts.budget.limits()[field])
+            reason = f"the budget of {limit} is spent"
+            for record in self.running:
+                self._end(record, TrialState.STOPPED, reason, now, by_budget=True)
+            self._record({"kind": "budget_spent", "field": field, "reason": reason}, now)
+
+    def heartbeat(self, now: float) -> None:
+        """Write down that time has passed, so that a crash loses no more than this of the bill."""
+        if self.running:
+            self._record({"kind": "heartbeat"}, now)
+
+    def interrupt(self, reason: str, now: float) -> None:
+        """Hear that the driver was asked to stop; what runs will go on when it is resumed."""
+        self._record({"kind": "interrupted", "reason": reason}, now, durable=True)
+
+    def note(self, text: str, now: float) -> None:
+        """Write down something worth knowing later."""
+        self._record({"kind": "note", "text": text}, now)
+
+    # What can be read at any time.
+
+    @property
+    def running(self) -> list[TrialRecord]:
+        """Trials under way."""
+        return list(self._running.values())
+
+    @property
+    def waiting(self) -> list[TrialRecord]:
+        """Trials that were chosen and have not been started, in order."""
+        return [self.trials[trial] for trial in self._waiting]
+
+    def is_over(self, now: float) -> bool:
+        """Return whether nothing runs and nothing will be started."""
+        if self._running:
+            return False
+        return self.is_stopping or self._choose(now) is None
+
+    def spend(self, now: float | None = None) -> Spend:
+        """Return what has been burnt up to a time of the study's clock."""
+        return self.accounts.spend(self._running.values(), self.now if now is None else now)
+
+    def loss(self, record: TrialRecord) -> float | None:
+        """Return the objective of a trial so far, turned so that small is good."""
+        objective = self.study.objective
+        value = record.last.get(objective.metric)
+        if value is None:
+            value = getattr(record.result(self.now), objective.metric)
+        if value is None:
+            return None
+        return float(value) if objective.mode == "min" else -float(value)
+
+    # Decisions.
+
+    @property
+    def _most_at_once(self) -> int:
+        return min(self.study.search.max_concurrent or self.num_devices, self.num_devices)
+
+    def _choose(self, now: float) -> TrialRecord | None:
+        """Return the first waiting trial that fits the free devices and the budget."""
+        free = self.num_devices - sum(record.num_workers for record in self.running)
+        index = 0
+        while index < len(self._waiting) or self._propose(now):
+            if index >= len(self._waiting):
+                continue
+            record = self.trials[self._waiting[index]]
+            fits = record.num_workers <= free
+            if fits and self.accounts.shortfall(record, self.running, now) is None:
+                return record
+            if record.num_workers > free and record.passed_over >= _MAX_PASSED_OVER:
+                return None
+            index += 1
+            if index >= self._most_waiting:
+                return None
+        return None
+
+    @property
+    def _most_waiting(self) -> int:
+        return _LOOK_AHEAD if self._searcher.looks_ahead else 1
+
+    def _propose(self, now: float) -> bool:
+        """Take the next proposal of the searcher into the books; False when there is none."""
+        wanted = self.study.search.num_trials
+        enough = wanted is not None and (
+            len(self.trials) - self._num_rejected >= wanted
+            or len(self.trials) >= wanted * MAX_REJECTIONS_PER_TRIAL
+        )
+        if self._exhausted or enough:
+            return False
+        trial = f"t{len(self.trials):03d}"
+        point = self._searcher.propose(trial)
+        if point is None:
+            self._exhausted = True
+            return False
+        found = self._price(trial, point)
+        self._record(_proposed_line(self.study, found, self.num_devices), now)
+        return True
+
+    def _settle(self, now: float) -> None:
+        """Carry out the scheduler's verdicts that no line has carried out yet."""
+        for record in self.running + self.waiting:
+            if record.verdict is Decision.STOP:
+                reason = f"not among the best at {record.fidelity:.0%} of its compute"
+                self._end(record, TrialState.STOPPED, reason, now)
+
+    def _end(
+        self, record: TrialRecord, state: TrialState, reason: str | None, now: float, *,
+        by_budget: bool = False, measured: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        line: Line = {"kind": "ended", "trial": record.trial, "state": str(state), "reason": reason}
+        if by_budget:
+            line["by_budget"] = True
+        if measured:
+            line["metrics"] = {k: v for k, v in measured.items() if k not in _KNOWN_ELSEWHERE}
+        self._record(line, now, durable=True)
+
+    def _give_up_if_hopeless(self, now: float) -> None:
+        reasons = Counter(
+            (r.reason or "").split("\n")[0]
+            for r in self.trials.values()
+            if r.state is TrialState.FAILED
+        )
+        trained = any(r.flops for r in self.trials.values())
+        reason, count = reasons.most_common(1)[0]
+        if not trained and count >= _SAME_FAILURES and len(reasons) == 1:
+            self._record({"kind": "gave_up", "reason": reason}, now, durable=True)
+
+    # The ledger.
+
+    def _record(self, line: Line, now: float, *, durable: bool = False) -> None:
+        self.now = max(self.now, now)
+        line["t"] = round(self.now, 4)
+        self._write(line, durable)
+        self.apply(line)
+
+    def replay(self, lines: Sequence[Line]) -> None:
+        """Apply the lines of a ledger; `begin` opens the next session after that.
+
+        Raises:
+            TrialError: The searcher no longer proposes what the ledger says.
+        """
+        for line in lines:
+            if line["kind"] == "proposed":
+                self._check_replayed(line)
+            self.apply(line)
+
+    def _check_replayed(self, line: Line) -> None:
+        point = self._searcher.propose(line["trial"])
+        if point is not None and point != line["point"]:
+            raise TrialError(
+                f"replaying the ledger must lead to the proposals in it: {line['trial']} was "
+                f"{line['point']}, now {point}.",
+                hint="Resume with the version of planner and optuna that started the run.",
+            )
+
+    def apply(self, line: Line) -> None:
+        """Change the state as one line of the ledger says."""
+        self.now = max(self.now, float(line.get("t", 0.0)))
+        handler = getattr(self, f"_on_{line['kind']}", None)
+        if handler is not None:
+            handler(line)
+
+    def _on_session(self, line: Line) -> None:
+        self.num_sessions += 1
+        self.is_stopping = False
+        self.give_up = None
+        if line.get("added"):
+            self.accounts.budget = self.accounts.budget.plus(Budget(**line["added"]))
+        is_spent = self.accounts.budget.exceeded_by(self.spend()) is not None
+        back = [r for r in self.trials.values() if r.is_running or (r.by_budget and not is_spent)]
+        for record in back:
+            self._leave_running(record)
+            record.state, record.reason, record.by_budget = TrialState.PLANNED, None, False
+        names = [record.trial for record in back]
+        self._waiting = names + [trial for trial in self._waiting if trial not in names]
+
+    def _on_proposed(self, line: Line) -> None:
+        record = _record_of(line)
+        self.trials[record.trial] = record
+        if record.state is TrialState.INFEASIBLE:
+            self._num_rejected += 1
+            self._searcher.end(record.trial, _outcome(record, None))
+        else:
+            record.rungs = self._scheduler.rungs(record.planned_flops)
+            self._waiting.append(record.trial)
+
+    def _on_started(self, line: Line) -> None:
+        record = self.trials[line["trial"]]
+        record.state = TrialState.RUNNING
+        self._running[record.trial] = record
+        record.attempts.append(
+            Attempt(start_seconds=self.now, start_flops=record.flops, flops=record.flops)
+        )
+        position = self._waiting.index(record.trial)
+        for trial in self._waiting[:position]:
+            self.trials[trial].passed_over += 1
+        self._waiting.pop(position)
+
+    def _on_up(self, line: Line) -> None:
+        attempt = self.trials[line["trial"]].attempts[-1]
+        attempt.start_seconds = self.now
+        attempt.start_flops = attempt.flops = float(line["flops"])
+
+    def _on_report(self, line: Line) -> None:
+        record = self.trials[line["trial"]]
+        metrics = line["metrics"]
+        flops = float(metrics.get("train_flops") or 0.0)
+        is_news = flops > record.flops
+        attempt = record.attempts[-1]
+        attempt.flops = max(attempt.flops, flops)
+        attempt.report_seconds = self.now
+        self.reports.append(line | {"spent_device_hours": self.spend().device_hours})
+        record.observe(metrics)
+        loss = self.loss(record)
+        if not is_news or loss is None:
+            return
+        self._searcher.report(record.trial, record.fidelity, loss)
+        if record.fidelity < 1.0:
+            record.verdict = self._scheduler.report(
+                record.trial, record.point, record.planned_flops, flops, loss
+            )
+
+    def _on_ended(self, line: Line) -> None:
+        record = self.trials[line["trial"]]
+        record.observe(line.get("metrics") or {})
+        record.state = TrialState(line["state"])
+        record.reason = line["reason"]
+        record.by_budget = bool(line.get("by_budget"))
+        record.verdict = Decision.CONTINUE
+        if record.trial in self._waiting:
+            self._waiting.remove(record.trial)
+        if record.attempts and line.get("metrics"):
+            attempt = record.attempts[-1]
+            attempt.flops = max(attempt.flops, record.flops)
+            attempt.report_seconds = self.now
+        self._leave_running(record)
+        self.accounts.learn(record)
+        if record.state is not TrialState.FAILED and not record.by_budget:
+            self._searcher.end(record.trial, _outcome(record, self.loss(record)))
+
+    def _on_lost(self, line: Line) -> None:
+        record = self.trials[line["trial"]]
+        self._leave_running(record)
+        record.state = TrialState.PLANNED
+        record.num_failures += 1
+        self._waiting.insert(0, record.trial)
+
+    def _on_budget_spent(self, line: Line) -> None:
+        self.is_stopping = True
+
+    def _on_interrupted(self, line: Line) -> None:
+        self.is_stopping = True
+
+    def _on_gave_up(self, line: Line) -> None:
+        self.is_stopping = True
+        self.give_up = line["reason"]
+
+    def _leave_running(self, record: TrialRecord) -> None:
+        self._running.pop(record.trial, None)
+        self.accounts.close_attempt(record, self.now)
+
+
+_KNOWN_ELSEWHERE: Final = frozenset({"trial", "config", "state", "reason", "num_workers",
+                                     "elapsed_seconds", "device_hours", "usd", "kwh",
+                                     "num_attempts"})  # fmt: skip
+
+
+def _not_finite(metrics: Mapping[str, Any]) -> str | None:
+    for name in ("val_loss", "train_loss"):
+        value = metrics.get(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            return name
+    return None
+
+
+def _outcome(record: TrialRecord, loss: float | None) -> Outcome:
+    return Outcome(state=record.state, loss=loss, fidelity=record.fidelity)
+
+
+def _proposed_line(study: Study, found: Candidate, num_devices: int) -> Line:
+    """Return the line that puts a proposal into the books, with all that the core needs of it."""
+    reason = found.reason
+    if found.config is not None and found.config.layout.num_workers > num_devices:
+        reason = f"needs {found.config.layout.num_workers} workers, {num_devices} devices are there"
+    line: Line = {"kind": "proposed", "trial": found.trial, "point": found.point, "reason": reason}
+    if found.config is None:
+        return line | {"data": merge(study.base, found.point)}
+    line["config"] = found.config.model_dump(mode="json")
+    cost = found.cost
+    if cost is None:
+        return line
+    return line | {
+        "planned": asdict(charge(cost)),
+        "startup_seconds": cost.startup_seconds,
+        "num_params": cost.num_params,
+        "num_params_non_embedding": cost.num_params_non_embedding,
+        "usd_per_device_hour": None if cost.usd is None else cost.usd / cost.device_hours,
+        "kwh_per_device_hour": None if cost.kwh is None else cost.kwh / cost.device_hours,
+    }
+
+
+def _record_of(line: Line) -> TrialRecord:
+    """Return the trial that a `proposed` line describes."""
+    data = line.get("config")
+    config = parse_config(data, TrialConfig, line["trial"]) if data and not line["reason"] else None
+    usd, kwh = line.get("usd_per_device_hour"), line.get("kwh_per_device_hour")
+    return TrialRecord(
+        trial=line["trial"],
+        point=line["point"],
+        config=config,
+        data=data or line.get("data") or {},
+        planned=Spend(**line["planned"]) if line.get("planned") else None,
+        num_params={k: line.get(k) for k in ("num_params", "num_params_non_embedding")},
+        usd_per_device_hour=usd or 0.0,
+        kwh_per_device_hour=kwh or 0.0,
+        has_price=usd is not None,
+        has_power=kwh is not None,
+        startup_seconds=line.get("startup_seconds") or 0.0,
+        state=TrialState.INFEASIBLE if line["reason"] else TrialState.PLANNED,
+        reason=line["reason"],
+    )

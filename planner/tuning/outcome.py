@@ -1,0 +1,135 @@
+"""What a sweep looks like from outside: its results, and its progress at a moment."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from planner.budget import Budget, Spend, format_amount
+from planner.results import CurvePoint, Results
+from planner.run_folder import RunFolder
+from planner.study import Study
+from planner.trial import TrialResult, TrialState
+from planner.tuning.core import Sweep
+from planner.tuning.ledger import Line
+from planner.tuning.records import TrialRecord
+
+__all__ = ["OnEvent", "Progress", "progress_of", "results_of"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where a sweep stands."""
+
+    event: str
+    """Kind of the ledger's line that was written last, such as `report` or `ended`."""
+    trial: str | None
+    """Trial that the event is about."""
+    study: Study
+    budget: Budget
+    """The study's, with what was added since."""
+    spend: Spend
+    counts: dict[TrialState, int]
+    num_wanted: int | None
+    """Feasible trials that the study asks for, where that is known."""
+    best: TrialResult | None
+    """Trial with the best objective so far, finished or not."""
+    running: tuple[TrialResult, ...]
+    last: TrialResult | None
+    """The trial that the event is about."""
+    seconds_left: float | None
+    """Estimate of the wall-clock seconds to go, if no further trial is cut."""
+
+
+OnEvent = Callable[[Progress], None]
+
+
+def results_of(sweep: Sweep, folder: RunFolder) -> Results:
+    """Return the table of a sweep as it stands, with every report of every trial."""
+    return Results(
+        study=sweep.study,
+        trials=tuple(_row(sweep, record) for record in sweep.trials.values()),
+        curves=tuple(_curve_point(line) for line in sweep.reports),
+        spend=sweep.spend(),
+        folder=folder,
+    )
+
+
+def _row(sweep: Sweep, record: TrialRecord) -> TrialResult:
+    row = record.result(sweep.now)
+    if record.state is not TrialState.PLANNED:
+        return row
+    short = sweep.accounts.shortfall(record, sweep.running, sweep.now)
+    if short is None:
+        return row
+    field, need, free = short
+    amounts = f"{format_amount(field, need)}, {format_amount(field, max(free, 0.0))} is left"
+    return replace(row, reason=f"the budget does not pay for it: it needs about {amounts}")
+
+
+def _curve_point(line: Line) -> CurvePoint:
+    metrics = line["metrics"]
+    return CurvePoint(
+        trial=line["trial"],
+        attempt=line["attempt"],
+        num_steps=metrics.get("num_steps"),
+        train_tokens=metrics.get("train_tokens"),
+        train_flops=metrics.get("train_flops"),
+        val_loss=metrics.get("val_loss"),
+        train_loss=metrics.get("train_loss"),
+        learning_rate=metrics.get("learning_rate"),
+        elapsed_seconds=metrics.get("elapsed_seconds"),
+        study_seconds=line["t"],
+        spent_device_hours=line["spent_device_hours"],
+    )
+
+
+def progress_of(sweep: Sweep, line: Line) -> Progress:
+    """Return where a sweep stands after a line of its ledger."""
+    trial = line.get("trial")
+    record = sweep.trials.get(trial) if trial else None
+    return Progress(
+        event=line["kind"],
+        trial=trial,
+        study=sweep.study,
+        budget=sweep.accounts.budget,
+        spend=sweep.spend(),
+        counts=dict(Counter(r.state for r in sweep.trials.values())),
+        num_wanted=sweep.study.search.num_trials,
+        best=_best(sweep),
+        running=tuple(r.result(sweep.now) for r in sweep.running),
+        last=record.result(sweep.now) if record else None,
+        seconds_left=_seconds_left(sweep),
+    )
+
+
+def _best(sweep: Sweep) -> TrialResult | None:
+    losses = [
+        (loss, record.trial)
+        for record in sweep.trials.values()
+        if record.last and record.state not in (TrialState.DIVERGED, TrialState.FAILED)
+        and (loss := sweep.loss(record)) is not None
+    ]  # fmt: skip
+    return sweep.trials[min(losses)[1]].result(sweep.now) if losses else None
+
+
+def _seconds_left(sweep: Sweep) -> float | None:
+    """Return remaining device-seconds over the devices in use, or what the budget allows if less."""
+    accounts, running = sweep.accounts, sweep.running
+    correction = accounts.correction(running)
+    known = running + sweep.waiting
+    hours = [accounts.need(record, correction, sweep.now).device_hours for record in known]
+    if sweep.is_stopping:
+        return 0.0
+    wanted = sweep.study.search.num_trials
+    feasible = sum(r.state is not TrialState.INFEASIBLE for r in sweep.trials.values())
+    further = max(0, wanted - feasible) if wanted else 0
+    planned = [r.planned.device_hours for r in sweep.trials.values() if r.planned]
+    if not planned:
+        return None
+    total = sum(hours) + further * correction * sum(planned) / len(planned)
+    left = accounts.budget.remaining(sweep.spend())
+    total = min(total, left.get("device_hours", total))
+    seconds = total * 3600.0 / min(sweep.num_devices, sweep.study.search.max_concurrent or 10**9)
+    return max(0.0, min(seconds, left.get("seconds", seconds)))

@@ -1,0 +1,328 @@
+"""The Ray executor: Ray Tune runs what the core decides. Loading this module loads ray.
+
+Tune's searcher and scheduler are thin adapters of the core, which knows more than Tune's own could:
+they keep no state, and Tune's saved state is never read. One trial of Tune is one attempt of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+from typing import Any, Final
+
+from planner.errors import ClusterUnreachableError, InfeasibleError
+from planner.trial import TrialResult, TrialState
+from planner.tuning.core import Launch
+from planner.tuning.driving import Driver, checkpoint_report
+from planner.tuning.records import Decision
+
+_ENVIRONMENT: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # relative paths and start-up time suffer from it
+    "RAY_AIR_NEW_OUTPUT": "0",  # its banner cannot be silenced
+    "RAY_DEDUP_LOGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is the log
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are the driver's business
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # events are no metrics
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",  # the ledger is the state
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "600",
+}
+"""Set before ray is loaded, unless the user has set them."""
+
+for _name, _value in _ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)
+
+import ray  # noqa: E402 -- the environment above is read when ray is loaded
+from ray import tune  # noqa: E402
+from ray.tune.schedulers import TrialScheduler  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+
+from planner.tuning.trainable import Order, TrialActor  # noqa: E402
+
+__all__ = ["RayExecutor"]
+
+_CONNECT_SECONDS: Final = 20
+
+
+class RayExecutor:
+    """Runs trials on a Ray cluster: the one at an address, or one of this machine's own.
+
+    Args:
+        address: Of a running cluster; None starts Ray here for the time of the run, unless this
+            process is connected already or `$RAY_ADDRESS` names a cluster.
+        trainer: `module:function` that trains.
+    """
+
+    def __init__(self, address: str | None = None, trainer: str = "planner.engine:train") -> None:
+        self._address = address
+        self._trainer = trainer
+        self._is_ours = False
+
+    def num_devices(self, wanted: int, device: str = "CPU") -> int:
+        """Connect, and return how many of the wanted devices the cluster has.
+
+        Raises:
+            ClusterUnreachableError: No cluster answers at the address.
+            InfeasibleError: The cluster has no device of that kind.
+        """
+        self._device = device
+        if not ray.is_initialized():
+            self._connect(wanted)
+        there = int(ray.cluster_resources().get(device, 0))
+        if there < 1:
+            raise InfeasibleError(
+                f"the study needs {device} devices: the Ray cluster has none.",
+                hint="Set cluster.device in the study to what the cluster has.",
+            )
+        return min(wanted, there)
+
+    def _connect(self, wanted: int) -> None:
+        address = self._address or os.environ.get("RAY_ADDRESS")
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address:
+            try:
+                ray.init(address=address, **quiet)
+            except (ConnectionError, RuntimeError, ValueError) as error:
+                raise ClusterUnreachableError(
+                    f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}",
+                    hint="Start one with: ray start --head\n  Or leave the address out: Ray then "
+                    "starts on this machine for the run.",
+                ) from error
+        else:
+            _guard_local_cluster()
+            cpus = wanted if self._device == "CPU" else None
+            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+        self._is_ours = True
+
+    def run(self, driver: Driver) -> None:
+        """Let Tune run until nothing is left or the session must end."""
+        desk = _Desk(driver, self._trainer, self._device)
+        driver.folder.tune.mkdir(parents=True, exist_ok=True)
+        tuner = tune.Tuner(
+            tune.with_resources(TrialActor, _bundles),
+            tune_config=tune.TuneConfig(
+                search_alg=_TuneSearcher(desk),
+                scheduler=_TuneScheduler(desk),
+                num_samples=-1,
+                max_concurrent_trials=driver.sweep.num_devices,
+                reuse_actors=True,
+                trial_dirname_creator=lambda trial: trial.config["name"],
+            ),
+            run_config=tune.RunConfig(
+                name="sessions",
+                storage_path=str(driver.folder.tune),
+                stop=_TuneStopper(desk),
+                callbacks=[_TuneCallback(desk)],
+                failure_config=tune.FailureConfig(max_failures=0),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+
+    def close(self) -> None:
+        """Leave the cluster; a cluster that was started here ends."""
+        if self._is_ours:
+            ray.shutdown()
+
+
+def _guard_local_cluster() -> None:
+    """Protect a cluster of our own by a token that lives as long as this process.
+
+    Without this Ray writes a token into the home directory and uses it from then on for every
+    cluster on this machine, which locks out clients that do not expect it.
+    """
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        from ray._raylet import Config
+
+        Config.initialize("")  # what Ray does itself after it changes the mode
+
+
+def _bundles(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+    """Return one bundle per worker."""
+    order = Order.from_json(config["order"])
+    bundle = {"CPU": 1.0} | ({"GPU": 1.0} if order.device == "GPU" else {})
+    return tune.PlacementGroupFactory([bundle] * order.num_workers, strategy="PACK")
+
+
+class _Desk:
+    """Joins Tune's trials to the core's."""
+
+    def __init__(self, driver: Driver, trainer: str, device: str) -> None:
+        self.driver, self._trainer, self._device = driver, trainer, device
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune saves its adapters, and the ledger is the state."""
+        return {}
+
+    def take(self) -> dict[str, Any] | None:
+        """Return the configuration of Tune's next trial, or None."""
+        launch = self.driver.sweep.next_launch(self.driver.clock.now())
+        if launch is None:
+            return None
+        name = f"{launch.trial}-{launch.attempt}"
+        return {"name": name, "order": self._order(launch).to_json()}
+
+    def _order(self, launch: Launch) -> Order:
+        return Order(
+            trial=launch.trial,
+            attempt=launch.attempt,
+            config=launch.config.model_dump(mode="json"),
+            report_at_flops=launch.report_at_flops,
+            checkpoint_dir=str(self.driver.checkpoint_dir(launch.trial)),
+            trainer=self._trainer,
+            num_workers=launch.config.layout.num_workers,
+            device=self._device,
+        )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing runs and nothing will be started."""
+        return self.driver.sweep.is_over(self.driver.clock.now())
+
+    def is_current(self, name: str) -> bool:
+        """Return whether Tune's trial is the attempt that the core thinks is running."""
+        trial, _, attempt = name.rpartition("-")
+        record = self.driver.sweep.trials[trial]
+        return record.is_running and len(record.attempts) == int(attempt)
+
+    def started(self, name: str) -> None:
+        """Hear that the workers are up."""
+        if not self.is_current(name):
+            return
+        trial = name.rpartition("-")[0]
+        sweep, clock = self.driver.sweep, self.driver.clock
+        held = checkpoint_report(self.driver.checkpoint_dir(trial))
+        flops = float(held.get("train_flops") or 0.0)
+        sweep.workers_started(trial, clock.now(), flops)
+        if flops > sweep.trials[trial].flops:
+            sweep.report(trial, held, clock.now())
+
+    def heard(self, name: str, event: dict[str, Any]) -> bool:
+        """Hear what a trial says; return whether it goes on."""
+        if not self.is_current(name):
+            return False
+        trial = name.rpartition("-")[0]
+        sweep, now = self.driver.sweep, self.driver.clock.now()
+        if event["event"] == "report":
+            return sweep.report(trial, event["metrics"], now) is Decision.CONTINUE
+        if event["event"] == "end":
+            result = event["result"]
+            state = TrialState(result["state"])
+            sweep.end(trial, TrialResult(**result | {"state": state}), now)
+        if event["event"] == "failed":
+            sweep.lose(trial, event["reason"], now, retry=event["retry"])
+        return True
+
+    def lost(self, name: str, reason: str) -> None:
+        """Hear that a trial's first worker died."""
+        if self.is_current(name):
+            trial = name.rpartition("-")[0]
+            self.driver.sweep.lose(trial, reason, self.driver.clock.now())
+
+
+class _TuneSearcher(Searcher):
+    """Hands the core's launches to Tune."""
+
+    def __init__(self, desk: _Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """Return the next launch, None for not now, or FINISHED."""
+        config = self._desk.take()
+        if config is not None:
+            return config
+        return Searcher.FINISHED if self._desk.is_over else None
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Hear nothing: the scheduler does."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the ledger is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing: the ledger is the state."""
+
+
+class _TuneScheduler(TrialScheduler):
+    """Takes what trials say to the core, and its answers to Tune."""
+
+    def __init__(self, desk: _Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Nothing: the core proposed it."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Return what the core says to an event."""
+        goes_on = self._desk.heard(trial.config["name"], json.loads(result["payload"]))
+        return self.CONTINUE if goes_on else self.STOP
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Take the last event of a trial that ended by itself to the core."""
+        if result.get("payload"):
+            event = json.loads(result["payload"])
+            if event["event"] == "end":
+                self._desk.heard(trial.config["name"], event)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Tell the core that an attempt died."""
+        error = trial.get_pickled_error()
+        lines = str(error).strip().splitlines() if error else []
+        reason = f"the trial's process was lost: {lines[0]}" if lines else "the process was lost"
+        self._desk.lost(trial.config["name"], reason)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Nothing: it never started."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Return the first pending trial: the core has seen to it that it fits."""
+        for trial in tune_controller.get_trials():
+            if trial.status == trial.PENDING:
+                return trial
+        return None
+
+    def debug_string(self) -> str:
+        """Return who decides."""
+        return "decided by planner"
+
+    def save(self, checkpoint_path: str) -> None:
+        """Save nothing: the ledger is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Restore nothing: the ledger is the state."""
+
+
+class _TuneStopper(tune.Stopper):
+    """Lets the core's time pass at every turn of Tune's loop."""
+
+    def __init__(self, desk: _Desk) -> None:
+        self._desk = desk
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Return False: trials are stopped by the scheduler."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether the session must end now."""
+        return self._desk.driver.tick()
+
+
+class _TuneCallback(tune.Callback):
+    """Hears when a trial's workers are up."""
+
+    def __init__(self, desk: _Desk) -> None:
+        self._desk = desk
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Charge the trial from here on."""
+        self._desk.started(trial.config["name"])

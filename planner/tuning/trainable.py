@@ -1,0 +1,225 @@
+"""What runs inside Ray: a trial's first worker as Tune's actor, the others as actors beside it.
+
+The trial's placement group has one bundle per worker: Tune puts its actor into the first, which is
+the worker of rank 0, and that starts plain actors in the rest. Both stay warm between trials that
+need the same bundles: torch is loaded once. Training runs in a thread, so that the actor answers
+while it trains; a trial that is stopped at a report ends its thread, any other end ends the
+process, and with it the actors that it owns.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import queue
+import socket
+import threading
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from planner.config import parse_config
+from planner.engine.environment import worker_environment
+from planner.errors import ConfigError, InfeasibleError
+from planner.trial import TrialConfig, TrialResult
+
+__all__ = ["Order", "TrialActor"]
+
+_ALIVE_SECONDS: Final = 1.0
+"""Longest time in which the actor says nothing."""
+_END_SECONDS: Final = 30.0
+"""Time that a trial has to end after it was told to stop at a report."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Order:
+    """Everything that a trial's workers need to know, as it travels."""
+
+    trial: str
+    attempt: int
+    config: dict[str, Any]
+    report_at_flops: tuple[float, ...]
+    checkpoint_dir: str
+    trainer: str
+    """`module:function` with the arguments of `planner.engine.train`."""
+    num_workers: int
+    device: str
+    """`CPU` or `GPU`: the resource that one worker holds."""
+
+    def to_json(self) -> str:
+        """Return the text that `from_json` reads."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Order:
+        """Return the order of a text."""
+        data = json.loads(text)
+        return cls(**data | {"report_at_flops": tuple(data["report_at_flops"])})
+
+    def train(
+        self,
+        rank: int,
+        init_method: str | None,
+        on_metrics: Callable[[dict[str, Any]], bool] | None = None,
+    ) -> TrialResult:
+        """Train as one worker and return the trial's result."""
+        config = parse_config(self.config, TrialConfig, self.trial)
+        for name, value in worker_environment(config).items():
+            os.environ[name] = value
+        module, _, function = self.trainer.partition(":")
+        train = getattr(importlib.import_module(module), function)
+        result: TrialResult = train(
+            config,
+            trial=self.trial,
+            on_metrics=on_metrics,
+            report_at_flops=self.report_at_flops,
+            checkpoint_dir=Path(self.checkpoint_dir),
+            resume=True,
+            rank=rank,
+            world_size=self.num_workers,
+            init_method=init_method,
+        )
+        return result
+
+
+class _Worker:
+    """A worker of rank 1 or more."""
+
+    def train(self, order: str, rank: int, init_method: str) -> None:
+        """Train as one worker of several; rank 0 returns the result."""
+        Order.from_json(order).train(rank, init_method)
+
+
+class TrialActor(tune.Trainable):
+    """Tune's actor: the worker of rank 0 of one trial after another."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the first trial."""
+        self._others: list[Any] = []
+        self._begin(config["order"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """End the trial before and start the next one in this process."""
+        self._tell(False)
+        self._thread.join(_END_SECONDS)
+        if self._thread.is_alive() or self._failed:
+            os._exit(1)
+        self._begin(new_config["order"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Let the trial go on, and return its next event, or after a while that it is alive."""
+        if self._failed:
+            raise RuntimeError(self._failed)
+        self._tell(True)
+        try:
+            event = self._events.get(timeout=_ALIVE_SECONDS)
+        except queue.Empty:
+            event = self._other_failed() or {"event": "alive"}
+        if event["event"] == "failed":
+            self._failed = event["reason"]
+        return {"payload": json.dumps(event), "done": event["event"] == "end"}
+
+    def cleanup(self) -> None:
+        """Let go of the trial; the process ends next, and its thread and actors with it."""
+        self._tell(False)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Save nothing: the engine writes the checkpoints."""
+
+    def load_checkpoint(self, checkpoint: object) -> None:
+        """Load nothing: the engine reads the checkpoints."""
+
+    def _begin(self, text: str) -> None:
+        self._events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._answers: queue.Queue[bool] = queue.Queue()
+        self._is_waiting = threading.Event()
+        self._failed: str | None = None
+        self._futures: list[Any] = []
+        self._thread = threading.Thread(target=self._train, args=(text,), daemon=True)
+        self._thread.start()
+
+    def _tell(self, goes_on: bool) -> None:
+        if self._is_waiting.is_set():
+            self._is_waiting.clear()
+            self._answers.put(goes_on)
+
+    def _train(self, text: str) -> None:
+        """Train in the thread; every way in which it can end becomes an event."""
+        try:
+            order = Order.from_json(text)
+            init_method = self._start_others(order, text) if order.num_workers > 1 else None
+            result = order.train(0, init_method, self._on_metrics)
+            if self._futures:
+                ray.get(self._futures)
+            event = {"event": "end", "result": asdict(result) | {"config": {}}}
+        except (ConfigError, InfeasibleError) as error:
+            event = {"event": "failed", "reason": str(error), "retry": False}
+        except BaseException as error:  # the thread must never end without a word
+            reason = "".join(traceback.format_exception_only(error)).strip()
+            event = {
+                "event": "failed",
+                "reason": reason,
+                "retry": True,
+                "traceback": traceback.format_exc(),
+            }
+        self._events.put(event)
+
+    def _on_metrics(self, metrics: dict[str, Any]) -> bool:
+        self._is_waiting.set()
+        self._events.put({"event": "report", "metrics": metrics})
+        return self._answers.get()
+
+    def _start_others(self, order: Order, text: str) -> str:
+        """Let the other workers train, and return where all of them meet."""
+        if not self._others:
+            self._others = [_start_worker(order, rank) for rank in range(1, order.num_workers)]
+        address = ray.util.get_node_ip_address()
+        init_method = f"tcp://{address}:{_free_port(address)}"
+        self._futures = [
+            worker.train.remote(text, rank, init_method)
+            for rank, worker in enumerate(self._others, start=1)
+        ]
+        return init_method
+
+    def _other_failed(self) -> dict[str, Any] | None:
+        """Return the event of another worker's death, or None."""
+        futures = list(self._futures)
+        done = ray.wait(futures, num_returns=len(futures), timeout=0)[0] if futures else []
+        for future in done:
+            try:
+                ray.get(future)
+            except ray.exceptions.RayError as error:
+                reason = f"a worker of the trial was lost: {str(error).strip().splitlines()[0]}"
+                return {"event": "failed", "reason": reason, "retry": True}
+        return None
+
+
+def _start_worker(order: Order, rank: int) -> Any:
+    group = ray.util.get_current_placement_group()
+    return (
+        ray.remote(_Worker)
+        .options(
+            num_cpus=1,
+            num_gpus=1 if order.device == "GPU" else 0,
+            max_restarts=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=rank
+            ),
+        )
+        .remote()
+    )
+
+
+def _free_port(address: str) -> int:
+    with socket.socket() as found:
+        found.bind((address, 0))
+        port: int = found.getsockname()[1]
+        return port
