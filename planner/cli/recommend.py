@@ -57,7 +57,7 @@ def command(
     study = results.study
     place = parse_cluster(cluster) if cluster else study.cluster
     answer = recommend(
-        law_of(folder, results),
+        _law(folder, results),
         wanted_budget(study, budget, deadline),
         study,
         results=results,
@@ -75,18 +75,13 @@ def command(
         echo_note(f"wrote {path}")
 
 
-def law_of(folder: RunFolder, results: Results) -> ScalingLaw:
-    """Return the run's law; it is fitted and written if it was not yet.
+def _law(folder: RunFolder, results: Results) -> ScalingLaw:
+    """Return the run's law; it is written if it was not yet."""
+    from planner.recommendation import run_law
 
-    Raises:
-        FitError: The trials cannot identify a law.
-    """
-    from planner.curves import ScalingLaw, fit
-
-    if folder.laws.is_file():
-        return ScalingLaw.load(folder.laws)
-    law = fit(results.to_frame(), seed=results.study.search.seed)
-    folder.write("laws.json", law.to_json())
+    law = run_law(folder, results)
+    if not folder.laws.is_file():
+        folder.write("laws.json", law.to_json())
     return law
 
 

@@ -11,7 +11,7 @@ from planner.recommendation.answer import (
     rank,
 )
 from planner.recommendation.choosing import default_budget, recommend
-from planner.recommendation.writing import write_recommendation
+from planner.recommendation.writing import run_law, write_recommendation
 
 __all__ = [
     "RANKED_BY",
@@ -24,5 +24,6 @@ __all__ = [
     "default_budget",
     "rank",
     "recommend",
+    "run_law",
     "write_recommendation",
 ]

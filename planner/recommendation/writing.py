@@ -17,12 +17,14 @@ import yaml
 from planner.budget import format_amount
 from planner.config import parse_config
 from planner.costs import ClusterConfig, estimate, resolve_cluster
+from planner.curves import ScalingLaw, fit
 from planner.planning import charge
 from planner.recommendation.answer import Recommendation
+from planner.results import Results
 from planner.run_folder import RunFolder, write_atomically
 from planner.study import Study
 
-__all__ = ["study_of", "trial_text", "write_recommendation", "write_trial"]
+__all__ = ["run_law", "study_of", "trial_text", "write_recommendation", "write_trial"]
 
 _SLACK: Final = 1.05
 """The exported study's budget over the recommendation's, and over the estimate that does not know
@@ -90,6 +92,17 @@ def _plain_numbers(value: Any) -> Any:
     ):
         return int(value)
     return value
+
+
+def run_law(folder: RunFolder, results: Results) -> ScalingLaw:
+    """Return the law of a run: what `laws.json` holds, or a fit of its results.
+
+    Raises:
+        FitError: The trials cannot identify a law.
+    """
+    if folder.laws.is_file():
+        return ScalingLaw.load(folder.laws)
+    return fit(results.to_frame(), seed=results.study.search.seed)
 
 
 def write_recommendation(
