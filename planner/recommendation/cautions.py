@@ -191,7 +191,7 @@ def confidence(found: Findings, warnings: Sequence[Caution]) -> tuple[str, tuple
     factor = found.extrapolation_factor
     reasons = (
         f"{format_number(factor)}x the largest compute of the fit",
-        f"interval of +-{half:.1%} of the loss",
+        f"the interval reaches {half:.1%} of the loss to either side",
         f"law fitted on {law.num_rows} trials, noise {law.noise:.2%} of the loss",
         f"{len(warnings)} warning{'s' if len(warnings) != 1 else ''}",
     )

@@ -31,7 +31,7 @@ _CLASSES: Final = [
     for filled in (True, False)
     for colour, marker in ((BLUE, "o"), (VERMILLION, "s"), (GREEN, "^"), (PURPLE, "D"))
 ]
-_WIDTH_INCHES: Final = 6.2
+_WIDTH_INCHES: Final = 5.6
 _MAX_CURVES: Final = 60
 
 
@@ -262,6 +262,7 @@ def burn_down(contents: Contents) -> Drawing | None:
         line, bar = figure.subplots(2, 1, height_ratios=(3, 1))
         hours, spent = (list(column) for column in zip(*sorted(series), strict=True))
         line.plot([0.0, *hours], [0.0, *spent], color=BLUE, linewidth=2, drawstyle="steps-post")
+        line.set_xlim(left=0.0)
         line.set_xlabel("wall clock of the study (hours)")
         line.set_ylabel("device-hours spent")
         _draw_limit(line, contents, total)

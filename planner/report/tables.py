@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,6 +39,8 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     text_columns: frozenset[int] = frozenset({0})
     """Columns aligned to the left; the others hold numbers."""
+    long_columns: frozenset[int] = frozenset()
+    """Columns whose text may take several lines."""
     note: str = ""
 
 
@@ -50,18 +52,23 @@ def runners_up(answer: Recommendation) -> Table:
     """Return the recommended option and its runners-up, with what each gives up."""
     rows = [_option_row("recommended", answer.choice, "", "")]
     rows += [_option_row(r.title, r.option, r.gives_up, r.gains) for r in answer.runners_up]
-    has_money = answer.choice.usd is not None
     headings = ["", "layers x width", "params", "tokens", "learning rate", "precision", "workers",
                 "loss", "time", "device-hours", "USD", "gives up", "gains"]  # fmt: skip
-    if not has_money:
-        money = headings.index("USD")
-        headings.pop(money)
-        rows = [row[:money] + row[money + 1 :] for row in rows]
+    cells = list(zip(headings, *rows, strict=True))
+    kept = [
+        column
+        for column in cells
+        if not (column[0] == "USD" and answer.choice.usd is None)
+        and not (column[0] == "precision" and len(set(column[1:])) == 1)
+    ]
+    names = [column[0] for column in kept]
+    long = frozenset({names.index("gives up"), names.index("gains")})
     return Table(
         caption="The recommended configuration and its runners-up",
-        headings=tuple(headings),
-        rows=tuple(rows),
-        text_columns=frozenset({0, 1, 5, len(headings) - 2, len(headings) - 1}),
+        headings=tuple(names),
+        rows=tuple(zip(*(column[1:] for column in kept), strict=True)),
+        text_columns=frozenset({0}) | long,
+        long_columns=long,
     )
 
 
@@ -86,20 +93,24 @@ def _option_row(title: str, option: Option, gives_up: str, gains: str) -> tuple[
 def trials(contents: Contents) -> Table:
     """Return the trials, what varied first and the best on top; at most fifty of them."""
     parameters = list(contents.results.study.search_space.parameters)
+    measured = [name for name in _MEASURED if name not in parameters]
     ordered = sorted(contents.results.trials, key=_trial_order)
     shown = ordered[:_MAX_TRIALS]
-    has_money = any(trial.usd is not None for trial in shown)
-    headings = ["trial", *(_short_name(name) for name in parameters), "state", "params", "tokens",
-                "val loss", "FLOPs", "time", "device-hours"]  # fmt: skip
-    if has_money:
-        headings.append("USD")
+    if all(trial.usd is None for trial in shown):
+        measured.remove("usd")
+    headings = (
+        "trial",
+        *(_SHORT.get(name, name.rpartition(".")[2].replace("_", " ")) for name in parameters),
+        "state",
+        *(_MEASURED[name][0] for name in measured),
+    )
     note = ""
     if len(ordered) > len(shown):
         note = f"{len(shown)} of {len(ordered)} trials; all are in results.csv."
     return Table(
         caption="Trials, the best first",
-        headings=tuple(headings),
-        rows=tuple(_trial_row(trial, parameters, has_money) for trial in shown),
+        headings=headings,
+        rows=tuple(_trial_row(trial, parameters, measured) for trial in shown),
         text_columns=frozenset({0, len(parameters) + 1}),
         note=note,
     )
@@ -110,23 +121,31 @@ def _trial_order(trial: TrialResult) -> tuple[int, float, str]:
     return _ORDER.index(trial.state), loss, trial.trial
 
 
-def _short_name(parameter: str) -> str:
-    return parameter.rpartition(".")[2].replace("_", " ")
+_SHORT: Final = {"model": "layers x width"}
+_MEASURED: Final[dict[str, tuple[str, str, Callable[[Any], str]]]] = {
+    "params": ("params", "num_params", format_count),
+    "train.tokens": ("tokens", "train_tokens", format_count),
+    "loss": ("val loss", "val_loss", lambda loss: f"{loss:.4f}"),
+    "train.flops": ("FLOPs", "train_flops", lambda n: format_flops(n).removesuffix(" FLOPs")),
+    "seconds": ("time", "elapsed_seconds", format_seconds),
+    "device_hours": ("device-hours", "device_hours", format_number),
+    "usd": ("USD", "usd", format_usd),
+}
+"""Parameter that would say the same -> heading, column of TrialResult, how to write it."""
 
 
-def _trial_row(trial: TrialResult, parameters: Sequence[str], has_money: bool) -> tuple[str, ...]:
-    cells = [
+def _trial_row(
+    trial: TrialResult, parameters: Sequence[str], measured: Sequence[str]
+) -> tuple[str, ...]:
+    return (
         trial.trial,
         *(cell(value_at(trial.config, name)) for name in parameters),
         str(trial.state).replace("_", " "),
-        _optional(trial.num_params, format_count),
-        _optional(trial.train_tokens, format_count),
-        _optional(trial.val_loss, lambda loss: f"{loss:.4f}"),
-        _optional(trial.train_flops, lambda flops: format_flops(flops).removesuffix(" FLOPs")),
-        _optional(trial.elapsed_seconds, format_seconds),
-        _optional(trial.device_hours, format_number),
-    ]
-    return (*cells, _optional(trial.usd, format_usd)) if has_money else tuple(cells)
+        *(
+            _optional(getattr(trial, column), write)
+            for _, column, write in (_MEASURED[name] for name in measured)
+        ),
+    )
 
 
 def cell(value: object) -> str:
@@ -143,7 +162,9 @@ def cell(value: object) -> str:
         return json.dumps(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return format_number(value) if isinstance(value, float) or value >= 1e5 else str(value)
+    if abs(value) >= 1e5:
+        return format_count(value) if abs(value) < 1e15 else format_number(value)
+    return format_number(value) if isinstance(value, float) else str(value)
 
 
 def unfinished(contents: Contents) -> Table | None:
@@ -169,6 +190,7 @@ def unfinished(contents: Contents) -> Table | None:
         headings=("trial", "state", "reason", "device-hours"),
         rows=tuple(rows),
         text_columns=frozenset({0, 1, 2}),
+        long_columns=frozenset({2}),
     )
 
 
@@ -223,4 +245,5 @@ def settings(answer: Recommendation) -> Table:
         headings=("setting", "value"),
         rows=tuple((name, value) for name, value in pairs if value != "-"),
         text_columns=frozenset({0, 1}),
+        long_columns=frozenset({1}),
     )
