@@ -48,10 +48,15 @@ class Saved:
     """The last report, so that a finished trial can be read again."""
 
 
-def named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+NamedParameters = list[tuple[str, nn.Parameter]]
+
+
+def named_tensors(
+    named: NamedParameters, optimizer: torch.optim.Optimizer
+) -> dict[str, torch.Tensor]:
     """Return every tensor of the training state by its name."""
     tensors: dict[str, torch.Tensor] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         tensors[f"model.{name}"] = parameter.detach()
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{name}.{key}"] = value
@@ -59,7 +64,7 @@ def named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def restore(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+    named: NamedParameters, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
 ) -> None:
     """Write saved tensors into a model and its optimizer.
 
@@ -67,7 +72,7 @@ def restore(
         TrialError: A tensor is missing or has another shape.
     """
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in named:
             saved = tensors.get(f"model.{name}")
             if saved is None or saved.shape != parameter.shape:
                 raise TrialError(

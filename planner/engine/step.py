@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 import torch
-from torch import nn
 
-from planner.engine.data.windows import Batch, Windows
-from planner.engine.models import build_model
-from planner.engine.models.initialise import initialise
+from planner.engine.data.windows import Windows
+from planner.engine.losses import make_token_loss
 from planner.engine.optimizers import build_optimizer
-from planner.engine.parallel.data import average_gradients
+from planner.engine.parallel.build import build_local_model
+from planner.engine.parallel.gradients import scale_gradients, squared_norm, sum_gradients
+from planner.engine.parallel.groups import make_groups, sum_in
+from planner.engine.parallel.tied import TiedEmbedding
 from planner.engine.parallel.workers import Workers
 from planner.engine.schedules import learning_rate_factor
 from planner.engine.tasks import NextToken
@@ -27,12 +28,50 @@ class Stepper:
 
     def __init__(self, config: TrialConfig, workers: Workers, windows: Windows) -> None:
         self.config, self.workers, self.windows = config, workers, windows
-        self.task = NextToken(windows)
-        model = build_model(config.model, COMPUTE_DTYPES[config.precision.compute])
-        initialise(model, model=config.model, seed=config.train.seed)
-        self.model = model.to(workers.device)
-        self.optimizer = build_optimizer(config.optimizer, self.model.named_parameters())
-        self._parameters = list(self.model.parameters())
+        self.groups = make_groups(config.layout, workers.rank, workers.device.type)
+        loss = make_token_loss(self.groups)
+        self.task = NextToken(windows, training=loss, validation=loss)
+        compute = COMPUTE_DTYPES[config.precision.compute]
+        self.local = build_local_model(config, self.groups, workers.device, compute)
+        self.named = self.local.named_parameters()
+        self._share = config.batch.sequences_per_step // self.groups.num_data
+        self._arrange_updates()
+        self._arrange_passes()
+
+    def _arrange_updates(self) -> None:
+        """Build the optimizer over what this worker updates, and sort parameters by their norms."""
+        updated = self.named
+        self._partition = None
+        if self.groups.partitions_optimizer:
+            from planner.engine.parallel.shard import Partition
+
+            self._partition = Partition(self.named, self.groups)
+            updated = self._partition.own
+        self.optimizer = build_optimizer(self.config.optimizer, updated)
+        self._all = [parameter for _, parameter in self.named]
+        self._partial = [p for name, p in self.named if name in self.local.partial]
+        self._tied = TiedEmbedding.of(self.local, self.groups)
+        counted = [(name, p) for name, p in self.named if p is not self._tied.copy]
+        self._split = [p for name, p in counted if name in self.local.split]
+        self._replicated = [p for name, p in counted if name not in self.local.split]
+
+    def _arrange_passes(self) -> None:
+        self._pipeline = None
+        if self.config.layout.pipeline_parallel > 1:
+            from planner.engine.parallel.pipeline import Pipeline
+
+            self._pipeline = Pipeline(
+                self.local.stages, self.config, self.groups, self.workers.device,
+                self.task.mean_loss,
+            )  # fmt: skip
+
+    @property
+    def loss_weight(self) -> float:
+        """What to multiply a sum of losses over all workers with to get their mean.
+
+        Workers of a tensor group see the same loss; in a pipeline one stage sees it.
+        """
+        return 1.0 / (self.groups.num_data * self.config.layout.tensor_parallel)
 
     def step(self, first_sample: int, progress: float) -> torch.Tensor:
         """Take one step on the samples from a global index on; return this worker's mean loss.
@@ -45,50 +84,99 @@ class Stepper:
         rate = config.optimizer.learning_rate * learning_rate_factor(config.schedule, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.model.train()
-        total = torch.zeros((), device=self.workers.device)
-        number = config.num_micro_batches
-        for micro in range(number):
-            batch = self._batch(first_sample, micro)
-            if config.model.dropout:
-                self._seed_dropout(first_sample, micro)
-            loss = self.task.training_loss(self.model, batch)
-            (loss / number if number > 1 else loss).backward()
-            total += loss.detach()
+        for stage in self.local.stages.values():
+            stage.train()
+        total = self._accumulate(first_sample + self.groups.data_rank * self._share)
         self._update()
-        return total / number
+        return total / config.num_micro_batches
+
+    def _accumulate(self, first_sample: int) -> torch.Tensor:
+        """Add up the gradients of this worker's samples; return the sum of the losses."""
+        if self._pipeline is not None:
+            self._seed_dropout(first_sample)
+            tokens_BT, targets_BT = self.task.training_batch(first_sample, self._share)
+            device = self.workers.device
+            return self._pipeline.forward_backward(tokens_BT.to(device), targets_BT.to(device))
+        total = torch.zeros((), device=self.workers.device)
+        size, number = self.config.micro_batch_sequences, self.config.num_micro_batches
+        for micro in range(number):
+            if self.groups.shards_parameters:
+                self.local.whole.set_requires_gradient_sync(micro == number - 1)
+            start = first_sample + micro * size
+            self._seed_dropout(start)
+            loss = self._micro_loss(start, size)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _micro_loss(self, first_sample: int, size: int) -> torch.Tensor:
+        tokens_BT, targets_BT = (
+            part.to(self.workers.device) for part in self.task.training_batch(first_sample, size)
+        )
+        if self.config.execution.chunked_loss:
+            return self.local.whole(tokens_BT, targets_BT)
+        return self.task.mean_loss(self.local.whole(tokens_BT), targets_BT)
+
+    def _seed_dropout(self, first_sample: int) -> None:
+        """Make dropout a function of the sample, so that a resumed run drops the same."""
+        if self.config.model.dropout:
+            seed = hash((self.config.train.seed, first_sample, self.groups.rank("pipeline")))
+            torch.manual_seed(seed & (2**63 - 1))
 
     def _update(self) -> None:
-        if self.workers.world_size > 1:
-            average_gradients(self._parameters, None, self.workers.world_size)
+        """Bring the gradients together, clip them and take the optimizer's step."""
+        self._synchronise()
+        number = self.config.num_micro_batches
         limit = self.config.optimizer.gradient_clip_norm
         if limit is not None:
-            nn.utils.clip_grad_norm_(self._parameters, limit, foreach=True)
+            norm = self._gradient_norm() / number
+            scale_gradients(self._all, torch.clamp(limit / (norm + 1e-6), max=1.0) / number)
+        elif number > 1:
+            scale_gradients(self._all, 1.0 / number)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for _, parameter in self.named:
+            parameter.grad = None
+        if self._partition is not None:
+            self._partition.send_updates()
 
-    def _batch(self, first_sample: int, micro: int) -> Batch:
-        """Return a micro-batch: this worker's share is a run of samples, cut into runs."""
-        share = self.config.batch.sequences_per_step // self.config.layout.data_shards
-        size = self.config.micro_batch_sequences
-        start = first_sample + self.workers.rank * share + micro * size
-        tokens_BT, targets_BT = self.windows.training(start, size)
+    def _synchronise(self) -> None:
+        """Sum and average gradients over the workers that hold the same parameters."""
+        if self._partial:
+            sum_gradients(self._partial, self.groups.group("tensor"))
+        if self.groups.num_data > 1 and not self.groups.shards_parameters:
+            sum_gradients(self._all, self.groups.replicas, divide_by=self.groups.num_data)
+        self._tied.add_gradients()
+
+    def _gradient_norm(self) -> torch.Tensor:
+        """Return the norm of the summed gradient over all parameters of the whole model."""
         device = self.workers.device
-        return tokens_BT.to(device), targets_BT.to(device)
-
-    def _seed_dropout(self, first_sample: int, micro: int) -> None:
-        """Make dropout a function of the sample, so that a resumed run drops the same."""
-        seed = hash((self.config.train.seed, first_sample, self.workers.rank, micro))
-        torch.manual_seed(seed & (2**63 - 1))
+        squares = torch.stack(
+            [squared_norm(self._split, device), squared_norm(self._replicated, device)]
+        )
+        if self.groups.shards_parameters:
+            sum_in(self.groups.group("shard"), squares)
+        sum_in(self.groups.group("tensor"), squares[0])
+        return sum_in(self.groups.group("pipeline"), squares.sum()).sqrt()
 
     @torch.no_grad()
     def validate(self) -> float:
         """Return the validation loss in nats per token; a collective call."""
-        self.model.eval()
+        for stage in self.local.stages.values():
+            stage.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.workers.device)
-        for numbers in self.task.validation_batches(
-            self.workers.rank, self.workers.world_size, self.config.micro_batch_sequences
+        size = self._share if self._pipeline else self.config.micro_batch_sequences
+        for numbers in self.task.validation_numbers(
+            self.groups.data_rank, self.groups.num_data, size
         ):
-            sums += self.task.validation_loss(self.model, numbers)
+            tokens_BT, targets_BT = (
+                part.to(self.workers.device) for part in self.task.validation_batch(numbers)
+            )
+            logits_BTV = (
+                self._pipeline.logits(tokens_BT, targets_BT)
+                if self._pipeline
+                else self.local.whole(tokens_BT)
+            )
+            if logits_BTV is not None:
+                sums += self.task.validation_sums(logits_BTV, targets_BT, numbers)
         total, tokens = self.workers.sum(sums).tolist()
         return total / tokens

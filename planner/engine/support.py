@@ -7,6 +7,8 @@ from planner.trial import TrialConfig
 
 __all__ = ["check_supported", "check_workers"]
 
+_TWO_CHUNKS = ("zbv-zero-bubble", "dualpipe-v")
+
 
 def check_supported(config: TrialConfig) -> None:
     """Refuse a configuration that the engine cannot run.
@@ -14,29 +16,109 @@ def check_supported(config: TrialConfig) -> None:
     Raises:
         InfeasibleError: With the rule and the nearest configuration that runs.
     """
-    layout, model, execution = config.layout, config.model, config.execution
-    unsupported = {
-        "shard_parallel": layout.shard_parallel,
-        "tensor_parallel": layout.tensor_parallel,
-        "pipeline_parallel": layout.pipeline_parallel,
-        "context_parallel": layout.context_parallel,
-        "expert_parallel": layout.expert_parallel,
-    }
-    for name, degree in unsupported.items():
-        if degree > 1:
+    for rule in (_check_layout, _check_pipeline, _check_tensor, _check_model):
+        rule(config)
+
+
+def _check_layout(config: TrialConfig) -> None:
+    layout = config.layout
+    if layout.context_parallel > 1:
+        raise InfeasibleError(
+            "the engine splits no sequence over workers: context_parallel="
+            f"{layout.context_parallel}.",
+            hint="Use layout.context_parallel=1, with tensor_parallel and sequence_parallel to "
+            "save activations.",
+        )
+    if layout.cpu_offload and (layout.shard_parallel == 1 or layout.zero_stage == 1):
+        raise InfeasibleError(
+            "cpu_offload moves sharded states: it needs shard_parallel above 1 and zero_stage 2 or "
+            f"3 (got shard_parallel={layout.shard_parallel}, zero_stage={layout.zero_stage}).",
+            hint="Set layout.shard_parallel=2 or switch cpu_offload off.",
+        )
+
+
+def _check_pipeline(config: TrialConfig) -> None:
+    layout, number = config.layout, config.num_micro_batches
+    stages, chunks = layout.pipeline_parallel, layout.virtual_pipeline
+    if stages == 1:
+        if chunks > 1:
             raise InfeasibleError(
-                f"the engine runs {name}=1: got {degree}.",
-                hint=f"Use layout.data_parallel={layout.num_workers} instead.",
+                f"virtual_pipeline={chunks} needs pipeline_parallel above 1.",
+                hint="Use layout.virtual_pipeline=1.",
             )
+        return
+    name = layout.pipeline_schedule
+    if name in _TWO_CHUNKS and chunks != 2:
+        raise InfeasibleError(
+            f"pipeline_schedule {name} needs virtual_pipeline=2: got {chunks}.",
+            hint="Set layout.virtual_pipeline=2 or use the 1f1b schedule.",
+        )
+    if name in ("gpipe", "1f1b") and chunks != 1:
+        raise InfeasibleError(
+            f"pipeline_schedule {name} has one chunk per stage: virtual_pipeline={chunks}.",
+            hint="Set layout.virtual_pipeline=1 or use the interleaved schedule.",
+        )
+    least = stages * (chunks if name == "dualpipe-v" else 1)
+    if name != "gpipe" and number < least:
+        raise InfeasibleError(
+            f"pipeline_schedule {name} over {stages} stages needs at least {least} micro-batches "
+            f"per step and worker: micro_batch_sequences={config.micro_batch_sequences} gives "
+            f"{number}.",
+            hint="Lower batch.micro_batch_sequences, or use pipeline_schedule=gpipe.",
+        )
+    if name.startswith("interleaved") and number % stages:
+        raise InfeasibleError(
+            f"pipeline_parallel must divide the micro-batches per step for {name}: "
+            f"{number} micro-batches, {stages} stages.",
+            hint="Change batch.micro_batch_sequences, or use pipeline_schedule=1f1b.",
+        )
+    if config.execution.chunked_loss:
+        raise InfeasibleError(
+            "chunked_loss needs a whole model per worker: pipeline_parallel="
+            f"{layout.pipeline_parallel}.",
+            hint="Set execution.chunked_loss=false; a pipeline's last stage holds one micro-batch's "
+            "logits.",
+        )
+
+
+def _check_tensor(config: TrialConfig) -> None:
+    layout, model = config.layout, config.model
+    degree = layout.tensor_parallel
+    if degree == 1:
+        if layout.sequence_parallel:
+            raise InfeasibleError(
+                "sequence_parallel splits norms inside a tensor-parallel group: tensor_parallel=1.",
+                hint="Set layout.sequence_parallel=false.",
+            )
+        return
+    for name, value in (
+        ("vocab_size", model.vocab_size),
+        ("sequence_length", model.sequence_length if layout.sequence_parallel else degree),
+    ):
+        if value % degree:
+            raise InfeasibleError(
+                f"tensor_parallel must divide {name}: {name}={value}, tensor_parallel={degree}.",
+                hint=f"Set model.{name} to {-(-value // degree) * degree}.",
+            )
+    if config.execution.chunked_loss:
+        raise InfeasibleError(
+            f"chunked_loss and tensor_parallel={degree} exclude each other: the logits are already "
+            "split over the vocabulary.",
+            hint="Set execution.chunked_loss=false.",
+        )
+
+
+def _check_model(config: TrialConfig) -> None:
+    model = config.model
     if model.num_experts is not None:
         raise InfeasibleError(
             f"the engine runs dense models: num_experts={model.num_experts}.",
             hint="Leave model.num_experts out.",
         )
-    if execution.activation_checkpointing != "none":
+    if config.execution.activation_checkpointing != "none":
         raise InfeasibleError(
             "the engine runs execution.activation_checkpointing=none: "
-            f"got {execution.activation_checkpointing}.",
+            f"got {config.execution.activation_checkpointing}.",
             hint="Lower batch.micro_batch_sequences to save memory.",
         )
 

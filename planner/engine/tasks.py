@@ -1,16 +1,16 @@
 """Tasks: what a model is trained to do. A task is data, a loss and a metric.
 
-B sequences, T tokens, D channels, V tokens of the vocabulary.
+B sequences, T tokens, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 
 from planner.engine.data.windows import Batch, Windows
-from planner.engine.models.decoder import Decoder
+from planner.engine.losses import TokenLoss
 
 __all__ = ["NextToken"]
 
@@ -18,16 +18,21 @@ __all__ = ["NextToken"]
 class NextToken:
     """Predict every token from those before it; loss and metric are nats per token."""
 
-    def __init__(self, windows: Windows) -> None:
+    def __init__(self, windows: Windows, training: TokenLoss, validation: TokenLoss) -> None:
         self.windows = windows
+        self._training, self._validation = training, validation
 
-    def training_loss(self, model: Decoder, batch: Batch) -> torch.Tensor:
-        """Return the mean loss of a batch, a scalar in fp32."""
-        tokens_BT, targets_BT = batch
-        logits_BTV = model(tokens_BT)
-        return F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+    def mean_loss(self, logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+        """Return the mean training loss of a micro-batch, a scalar in fp32."""
+        return self._training(logits_BTV, targets_BT).mean()
 
-    def validation_batches(self, rank: int, num_ranks: int, size: int) -> list[np.ndarray]:
+    def training_batch(self, first_sample: int, num_sequences: int) -> Batch:
+        """Return the samples from a global index on."""
+        return self.windows.training(first_sample, num_sequences)
+
+    def validation_numbers(
+        self, rank: int, num_ranks: int, size: int
+    ) -> list[npt.NDArray[np.int64]]:
         """Return the numbers of the validation windows that a worker reads, batch by batch.
 
         Every worker gets as many batches of the same size; -1 stands for no window.
@@ -38,15 +43,18 @@ class NextToken:
         padded[:total] = np.arange(total)
         return list(padded.reshape(-1, num_ranks, size)[:, rank])
 
-    def validation_loss(self, model: Decoder, numbers: np.ndarray) -> torch.Tensor:
-        """Return the summed loss and the number of tokens of the numbered windows, in fp64."""
-        real = torch.from_numpy(numbers >= 0)
-        tokens_BT, targets_BT = self.windows.validation(np.maximum(numbers, 0))
-        device = next(model.parameters()).device
-        logits_BTV = model(tokens_BT.to(device))
-        losses_BT = F.cross_entropy(
-            logits_BTV.flatten(0, 1).float(), targets_BT.flatten().to(device), reduction="none"
-        ).view_as(targets_BT)
-        losses_B = losses_BT.double().sum(1) * real.to(device)
-        tokens = real.sum().double() * targets_BT.shape[1]
-        return torch.stack([losses_B.sum(), tokens.to(device)])
+    def validation_batch(self, numbers: npt.NDArray[np.int64]) -> Batch:
+        """Return the numbered validation windows; -1 reads window 0, which is not counted."""
+        return self.windows.validation(np.maximum(numbers, 0))
+
+    def validation_sums(
+        self,
+        logits_BTV: torch.Tensor,
+        targets_BT: torch.Tensor,
+        numbers: npt.NDArray[np.int64],
+    ) -> torch.Tensor:
+        """Return the summed loss and the number of tokens of the windows that count, in fp64."""
+        losses_BT = self._validation(logits_BTV, targets_BT)
+        real_B = torch.from_numpy(numbers >= 0).to(losses_BT.device)
+        total = (losses_BT.double().sum(1) * real_B).sum()
+        return torch.stack([total, real_B.sum().double() * targets_BT.shape[1]])

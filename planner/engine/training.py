@@ -115,7 +115,7 @@ class _Run:
             seed=self.config.train.seed,
             corpus_hash=self.corpus.content_hash,
         )
-        restore(self.stepper.model, self.stepper.optimizer, tensors)
+        restore(self.stepper.named, self.stepper.optimizer, tensors)
         self.step, self.sequences = saved.step, saved.sequences
         self.first_loss, self.report = saved.first_loss, dict(saved.report)
         self.clock.elapsed_before = saved.elapsed_seconds
@@ -162,7 +162,8 @@ class _Run:
         self._check(mean, "training")
 
     def _mean_over_workers(self, value: torch.Tensor) -> float:
-        return float(self.workers.sum(value.detach().double().clone())) / self.workers.world_size
+        total = float(self.workers.sum(value.detach().double().clone()))
+        return total * self.stepper.loss_weight
 
     def _check(self, loss: float, which: str) -> None:
         limit = (self.first_loss or loss) * self.config.train.max_loss_factor
@@ -245,7 +246,7 @@ class _Run:
             report=self.report,
         )
         if self.workers.is_first:
-            save(checkpoint_dir, saved, named_tensors(self.stepper.model, self.stepper.optimizer))
+            save(checkpoint_dir, saved, named_tensors(self.stepper.named, self.stepper.optimizer))
 
     def fail(self, error: Exception) -> None:
         """Turn an error into the state in which it leaves the trial, and tell the other workers."""

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from planner.engine.models.layers import Block, Linear, make_norm
+from planner.engine.models.layers import (
+    Block,
+    Linear,
+    PositionEmbedding,
+    TokenEmbedding,
+    held,
+    make_norm,
+)
 from planner.trial import ModelConfig
 
 __all__ = ["Decoder"]
@@ -24,9 +31,9 @@ class Decoder(nn.Module):
 
     def __init__(self, model: ModelConfig, compute: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.embedding: nn.Embedding | None = nn.Embedding(model.vocab_size, model.d_model)
-        self.positions: nn.Embedding | None = (
-            nn.Embedding(model.sequence_length, model.d_model)
+        self.embedding: TokenEmbedding | None = TokenEmbedding(model.vocab_size, model.d_model)
+        self.positions: PositionEmbedding | None = (
+            PositionEmbedding(model.sequence_length, model.d_model)
             if model.position == "learned"
             else None
         )
@@ -36,18 +43,30 @@ class Decoder(nn.Module):
             None if model.tied_head else Linear(model.d_model, model.vocab_size, bias=False)
         )
         self.compute = compute
+        self.is_untied = not model.tied_head
         self.dropout = model.dropout
 
-    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """Return the logits (B, T, V) in the compute format."""
-        return self.logits(self.hidden(tokens_BT))
+    def forward(
+        self, tokens_BT: torch.Tensor, targets_BT: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return logits (B, T, V); or hidden states (B, T, D) where a later stage goes on.
 
-    def hidden(self, tokens_BT: torch.Tensor) -> torch.Tensor:
-        """Return the normalised output of the last layer, (B, T, D)."""
+        With targets, return the mean loss instead, computed chunk by chunk without ever holding
+        the logits.
+        """
         x_BTD = self.embed(tokens_BT)
         for layer in self.layers.values():
             x_BTD = layer(x_BTD)
-        return x_BTD if self.norm is None else self.norm(x_BTD)
+        if self.norm is None:
+            return x_BTD
+        x_BTD = self.norm(x_BTD)
+        weight = held(self.head_weight, x_BTD.dtype)
+        if targets_BT is None:
+            return F.linear(x_BTD, weight)
+        return F.linear_cross_entropy(
+            x_BTD.flatten(0, 1), weight, targets_BT.flatten(),
+            options=nn.LinearCrossEntropyOptions(),
+        )  # fmt: skip
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         """Return the embedded tokens (B, T, D); what a former stage sends passes unchanged."""
@@ -55,13 +74,9 @@ class Decoder(nn.Module):
             return tokens_BT
         x_BTD = self.embedding(tokens_BT)
         if self.positions is not None:
-            x_BTD = x_BTD + self.positions.weight[: tokens_BT.shape[1]]
+            x_BTD = self.positions(x_BTD)
         x_BTD = x_BTD.to(self.compute)
         return F.dropout(x_BTD, self.dropout, self.training) if self.dropout else x_BTD
-
-    def logits(self, hidden_BTD: torch.Tensor) -> torch.Tensor:
-        """Return the logits (B, T, V)."""
-        return F.linear(hidden_BTD, self.head_weight.to(hidden_BTD.dtype))
 
     @property
     def head_weight(self) -> torch.Tensor:

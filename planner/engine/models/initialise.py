@@ -13,14 +13,14 @@ from torch import nn
 
 from planner.trial import ModelConfig
 
-__all__ = ["initial_value", "initialise"]
+__all__ = ["initial_value", "materialise"]
 
 _STD = 0.02
 """Of every matrix (Radford et al., 2019); output projections are divided by sqrt(2 num_layers)."""
 
 
 def initial_value(name: str, shape: torch.Size, *, model: ModelConfig, seed: int) -> torch.Tensor:
-    """Return the initial value of a parameter, fp32 on the CPU."""
+    """Return the initial value of a whole parameter, fp32 on the CPU."""
     if name.endswith(".bias"):
         return torch.zeros(shape)
     if len(shape) == 1:
@@ -28,13 +28,42 @@ def initial_value(name: str, shape: torch.Size, *, model: ModelConfig, seed: int
     digest = hashlib.sha256(f"init:{seed}:{name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     std = _STD
-    if name.endswith((".wo.weight", ".w2.weight")):
+    if name.endswith((".wo.weight", ".w2.weight", ".experts.w2")):
         std /= math.sqrt(2 * model.num_layers)
     return torch.randn(shape, generator=generator) * std
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, *, model: ModelConfig, seed: int) -> None:
-    """Write the initial value of every parameter in place."""
-    for name, parameter in module.named_parameters():
-        parameter.copy_(initial_value(name, parameter.shape, model=model, seed=seed))
+def materialise(
+    module: nn.Module, prefix: str, *, device: torch.device, model: ModelConfig, seed: int
+) -> None:
+    """Give a module that was built without memory its memory and its initial values.
+
+    Args:
+        module: A model or a part of it; a split parameter receives this worker's part.
+        prefix: What comes before the module's own names in the model, such as `layers.3.`.
+        device: Where the parameters live.
+        model: Shape of the whole model.
+        seed: Of the initial values.
+    """
+    for name, parameter in list(module.named_parameters()):
+        if parameter.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            place = module.get_submodule(owner)
+            whole = initial_value(prefix + name, parameter.shape, model=model, seed=seed)
+            place.register_parameter(leaf, nn.Parameter(_like(parameter, whole, device)))
+
+
+def _like(parameter: torch.Tensor, whole: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a whole value laid out as a parameter is."""
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None:
+        return whole.to(device)
+    from torch.distributed.tensor import DTensor
+
+    (placement,) = parameter.placements
+    part = whole.chunk(mesh.size(), placement.dim)[mesh.get_local_rank()].contiguous()
+    return DTensor.from_local(
+        part.to(device), mesh, parameter.placements,
+        run_check=False, shape=whole.shape, stride=whole.stride(),
+    )  # fmt: skip

@@ -13,18 +13,60 @@ from torch import nn
 
 from planner.trial import ModelConfig
 
-__all__ = ["Attention", "Block", "Linear", "Mlp", "make_norm", "rope_tables"]
+__all__ = ["Attention", "Block", "Linear", "Mlp", "PositionEmbedding", "TokenEmbedding", "held", "make_norm", "rope_tables"]
+
+
+def held(parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the part of a parameter that this worker holds, in a format."""
+    to_local = getattr(parameter, "to_local", None)
+    return (parameter if to_local is None else to_local()).to(dtype)
 
 
 class Linear(nn.Linear):
     """Linear layer that casts its fp32 weights to the format of its input."""
 
+    adds_bias = True
+    """False where the bias is added after a sum over workers."""
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out)."""
-        if self.weight.dtype == x.dtype:
-            return F.linear(x, self.weight, self.bias)
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        bias = None if self.bias is None or not self.adds_bias else held(self.bias, x.dtype)
+        return F.linear(x, held(self.weight, x.dtype), bias)
+
+
+class TokenEmbedding(nn.Module):
+    """A row per token; a worker may hold a run of the rows, and gives zeros for the others."""
+
+    first_row: int | None = None
+
+    def __init__(self, num_embeddings: int, width: int) -> None:
+        super().__init__()
+        self.num_embeddings = num_embeddings
+        self.weight = nn.Parameter(torch.empty(num_embeddings, width))
+
+    def forward(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """Return (B, T, D)."""
+        weight = held(self.weight, self.weight.dtype)
+        if self.first_row is None:
+            return F.embedding(tokens_BT, weight)
+        rows = tokens_BT - self.first_row
+        inside = (rows >= 0) & (rows < weight.shape[0])
+        return F.embedding(rows * inside, weight) * inside.unsqueeze(-1)
+
+
+class PositionEmbedding(nn.Module):
+    """A learned row per position; under sequence parallelism, those of this worker's part."""
+
+    part, num_parts = 0, 1
+
+    def __init__(self, length: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(length, width))
+
+    def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """Return the input with its positions added."""
+        length = x_BTD.shape[1]
+        return x_BTD + self.weight[self.part * length : (self.part + 1) * length]
 
 
 class LayerNorm(nn.Module):

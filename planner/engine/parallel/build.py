@@ -1,0 +1,98 @@
+"""Builds this worker's part of a model: one order of steps for every layout.
+
+Per stage: build without memory, cut (pipeline), split (tensor), recompute (activation
+checkpointing), compile, then block by block give memory and initial values and shard (FSDP2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from planner.engine.models import build_model
+from planner.engine.models.decoder import Decoder
+from planner.engine.models.initialise import materialise
+from planner.engine.parallel.groups import Groups
+from planner.trial import TrialConfig
+
+__all__ = ["LocalModel", "build_local_model"]
+
+
+@dataclass(slots=True)
+class LocalModel:
+    """What one worker holds of a model."""
+
+    stages: dict[int, Decoder]
+    """Pipeline stage -> module; one entry, 0, without a pipeline."""
+    split: set[str] = field(default_factory=set)
+    """Names of the parameters of which each worker of a tensor group holds a part."""
+    partial: set[str] = field(default_factory=set)
+    """Names of the parameters whose gradients are to be summed over the tensor group."""
+
+    @property
+    def whole(self) -> Decoder:
+        """The model of a worker that has no pipeline."""
+        return self.stages[0]
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters by their name in the whole model."""
+        return [item for stage in self.stages.values() for item in stage.named_parameters()]
+
+
+def build_local_model(
+    config: TrialConfig, groups: Groups, device: torch.device, compute: torch.dtype
+) -> LocalModel:
+    """Return this worker's part of the model, initialised, in its layout."""
+    layout = config.layout
+    with torch.device("meta"):
+        model = build_model(config.model, compute)
+    stages = {0: model}
+    if layout.pipeline_parallel > 1:
+        from planner.engine.parallel.pipeline import cut, own_stages
+
+        number = layout.pipeline_parallel * layout.virtual_pipeline
+        mine = own_stages(layout, groups.rank("pipeline"))
+        stages = {stage: cut(model, stage, number) for stage in mine}
+    local = LocalModel(stages)
+    if layout.tensor_parallel > 1:
+        _split_tensors(local, groups)
+    for stage in stages.values():
+        _finish(stage, config, groups, device, compute)
+    return local
+
+
+def _split_tensors(local: LocalModel, groups: Groups) -> None:
+    from planner.engine.parallel.tensor import TensorParallel, has_partial_gradient
+
+    for stage in local.stages.values():
+        TensorParallel(groups).apply(stage)
+    for name, parameter in local.named_parameters():
+        if hasattr(parameter, "placements"):
+            local.split.add(name)
+        elif groups.layout.sequence_parallel and has_partial_gradient(name):
+            local.partial.add(name)
+
+
+def _finish(
+    stage: Decoder,
+    config: TrialConfig,
+    groups: Groups,
+    device: torch.device,
+    compute: torch.dtype,
+) -> None:
+    """Give a stage its memory and values, block by block, and shard it where the layout says."""
+    shards = groups.shards_parameters
+    reduce = torch.float32
+    if shards:
+        from planner.engine.parallel.shard import shard_module
+    for name, block in list(stage.layers.items()):
+        materialise(
+            block, f"layers.{name}.", device=device, model=config.model, seed=config.train.seed
+        )
+        if shards:
+            shard_module(block, groups, compute, reduce)
+    materialise(stage, "", device=device, model=config.model, seed=config.train.seed)
+    if shards:
+        shard_module(stage, groups, compute, reduce)

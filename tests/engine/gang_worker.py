@@ -1,0 +1,47 @@
+"""One process of a gang: trains every order in a file, one after another, and writes its reports."""
+
+import json
+import sys
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+
+from planner.config import parse_config
+from planner.engine import train
+from planner.trial import TrialConfig
+
+
+def carry_out(order: dict, rank: int) -> dict:
+    reports: list[dict] = []
+
+    def keep(report: dict) -> bool:
+        reports.append(report)
+        return order.get("stop_after") != len(reports)
+
+    result = train(
+        parse_config(order["config"], TrialConfig),
+        on_metrics=keep,
+        checkpoint_dir=order.get("checkpoint_dir") and Path(order["checkpoint_dir"]),
+        rank=rank,
+        world_size=order["world_size"],
+        init_method=order["init_method"],
+    )
+    return {"reports": reports, "result": asdict(result)}
+
+
+def main() -> None:
+    orders_path, out_path, rank = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    outcomes = []
+    for order in json.loads(orders_path.read_text()):
+        try:
+            outcomes.append(carry_out(order, rank))
+        except Exception:
+            outcomes.append({"error": traceback.format_exc()})
+        if rank == 0:
+            out_path.write_text(json.dumps(outcomes))
+        if "error" in outcomes[-1]:
+            break
+
+
+if __name__ == "__main__":
+    main()
