@@ -1,8 +1,15 @@
 """Scaling curves: fit them, say how sure they are, and decide with them."""
 
-from planner.curves.allocation import Allocation, optimal_allocation
+from planner.curves.allocation import (
+    Allocation,
+    allocation_for_loss,
+    max_tokens_by_deadline,
+    optimal_allocation,
+    overtraining_overhead,
+)
 from planner.curves.fitting import fit
 from planner.curves.forms import CurveForm, curve_forms
+from planner.curves.isoflop import IsoflopProfile, SizeFrontier, fit_frontier, isoflop_profiles
 from planner.curves.law import (
     Backtest,
     Coefficient,
@@ -14,7 +21,9 @@ from planner.curves.law import (
     ScalingLaw,
 )
 from planner.curves.points import Points, points_from_table, read_points
+from planner.curves.repeated import RepeatedDataFit, fit_repeated
 from planner.curves.surface import OBJECTIVES, Objective, fit_surface
+from planner.curves.variants import pinned_form
 
 __all__ = [
     "OBJECTIVES",
@@ -26,14 +35,24 @@ __all__ = [
     "ExtrapolationError",
     "FitWarning",
     "FittedRange",
+    "IsoflopProfile",
     "Objective",
     "Points",
     "Prediction",
+    "RepeatedDataFit",
     "ScalingLaw",
+    "SizeFrontier",
+    "allocation_for_loss",
     "curve_forms",
     "fit",
+    "fit_frontier",
+    "fit_repeated",
     "fit_surface",
+    "isoflop_profiles",
+    "max_tokens_by_deadline",
     "optimal_allocation",
+    "overtraining_overhead",
+    "pinned_form",
     "points_from_table",
     "read_points",
 ]

@@ -15,10 +15,20 @@ from planner.curves.anchored import fit_anchored
 from planner.curves.arrays import FloatArray
 from planner.curves.points import Points
 from planner.curves.robust import best_per_weighting, minimize_robust
-from planner.curves.surface import Objective, fit_surface, tied_exponents
+from planner.curves.surface import OBJECTIVES, Objective, fit_surface, tied_exponents
 from planner.errors import NotFoundError, did_you_mean
 
-__all__ = ["CurveForm", "Fitted", "curve_forms", "find_form", "register"]
+__all__ = [
+    "CurveForm",
+    "Fitted",
+    "curve_forms",
+    "decode_surface",
+    "find_form",
+    "predict_surface",
+    "register",
+    "robust_fit",
+    "surface_starts",
+]
 
 Columns = Mapping[str, FloatArray]
 Fitted = tuple[FloatArray, FloatArray]
@@ -169,59 +179,84 @@ def predict_coupled(params: FloatArray, columns: Columns) -> FloatArray:
     return np.asarray(params[:, 0, None] + predict_surface(inner, columns) ** k)
 
 
-def _fit_coupled(points: Points, objective: Objective, weights: FloatArray | None) -> Fitted:
-    """Fit from the optima of k = 1, spread over k."""
-    x, y = np.log(points.num_params), np.log(points.num_tokens)
-    shift = np.array([x.mean(), y.mean()])
-    x, y = x - shift[0], y - shift[1]
+def robust_fit(
+    predict: Callable[[FloatArray, Columns], FloatArray],
+    decode: Callable[[FloatArray, Points], FloatArray],
+    starts: Callable[[Points], FloatArray],
+) -> Callable[[Points, Objective, FloatArray | None], Fitted]:
+    """Return the fit of a form that has no solver of its own.
 
-    def model(theta: FloatArray) -> FloatArray:
-        e, a, b, alpha, beta, k = (theta[:, i, None] for i in range(6))
-        log_sum = np.logaddexp(a - alpha * x, b - beta * y)
-        value = np.exp(e) + np.exp(np.exp(k) * log_sum)
-        return np.asarray(np.log(value) if objective.is_log else value)
+    Args:
+        predict: The form's prediction from its natural parameters.
+        decode: (theta (b, p), points) -> natural parameters; theta is of order one and free.
+        starts: points -> theta (b, p). The fit takes the best of them; each weighting of a
+            bootstrap starts at that optimum.
+    """
 
-    weights = np.ones((1, len(points))) if weights is None else weights
-    starts = _coupled_starts(points, objective, shift)
-    theta, value = minimize_robust(
-        model,
-        np.log(points.loss) if objective.is_log else points.loss,
-        np.tile(starts, (len(weights), 1)),
-        np.repeat(weights, len(starts), axis=0),
-        delta=objective.delta,
-    )
-    theta, value = best_per_weighting(theta, value, len(weights))
-    e, a, b, alpha, beta, k = theta.T
-    with np.errstate(over="ignore"):
-        params = np.stack(
-            [
-                np.exp(e),
-                np.exp(a + alpha * shift[0]),
-                np.exp(b + beta * shift[1]),
-                alpha,
-                beta,
-                np.exp(k),
-            ],
-            axis=1,
-        )
-    return params, value
+    def fit(points: Points, objective: Objective, weights: FloatArray | None) -> Fitted:
+        columns = points.covariates()
+
+        def model(theta: FloatArray) -> FloatArray:
+            value = predict(decode(theta, points), columns)
+            return np.asarray(np.log(value)) if objective.is_log else value
+
+        target = np.log(points.loss) if objective.is_log else points.loss
+        theta = starts(points)
+        ones = np.ones((len(theta), len(points)))
+        theta, value = minimize_robust(model, target, theta, ones, delta=objective.delta)
+        theta, value = best_per_weighting(theta, value, 1)
+        if weights is not None:
+            repeated = np.repeat(theta, len(weights), axis=0)
+            theta, value = minimize_robust(model, target, repeated, weights, delta=objective.delta)
+        with np.errstate(over="ignore"):
+            return decode(theta, points), value
+
+    return fit
 
 
-def _coupled_starts(points: Points, objective: Objective, shift: FloatArray) -> FloatArray:
-    starts = []
-    least = 0.05 * points.loss.min()
-    for params in (
-        _fit_free(points, objective, None)[0][0],
-        _fit_tied(points, objective, None)[0][0],
-    ):
-        e, a, b, alpha, beta = params
-        a = np.clip(np.log(max(a, 1e-12)) - alpha * shift[0], -8, 2)
-        b = np.clip(np.log(max(b, 1e-12)) - beta * shift[1], -8, 2)
-        starts += [
-            [np.log(max(e, least)), a / k, b / k, alpha / k, beta / k, np.log(k)]
-            for k in (0.6, 1.0, 1.6)
-        ]
-    return np.array(starts)
+def log_means(points: Points) -> tuple[float, float]:
+    """Return the means of log N and log D: fits are centred there."""
+    return float(np.log(points.num_params).mean()), float(np.log(points.num_tokens).mean())
+
+
+def decode_surface(theta: FloatArray, points: Points) -> FloatArray:
+    """Return (E, A, B, alpha, beta, ...) of theta = (e, a, b, alpha, beta, ...) in centred logs."""
+    x, y = log_means(points)
+    params = theta.copy()
+    params[:, 0] = np.exp(theta[:, 0])
+    params[:, 1] = np.exp(theta[:, 1] + theta[:, 3] * x)
+    params[:, 2] = np.exp(theta[:, 2] + theta[:, 4] * y)
+    return params
+
+
+def surface_starts(points: Points) -> FloatArray:
+    """Return the optima of the free and of the tied surface as theta, shape (2, 5)."""
+    x, y = log_means(points)
+    objective = OBJECTIVES["huber_log"]
+    rows = []
+    for fitted in (_fit_free, _fit_tied):
+        e, a, b, alpha, beta = fitted(points, objective, None)[0][0]
+        with np.errstate(divide="ignore"):
+            logs = [np.log(a) - alpha * x, np.log(b) - beta * y]
+        low_e = np.log(max(e, 0.05 * points.loss.min()))
+        rows.append([low_e, *np.nan_to_num(np.clip(logs, -8, 2)), alpha, beta])
+    return np.array(rows)
+
+
+def _decode_coupled(theta: FloatArray, points: Points) -> FloatArray:
+    params = decode_surface(theta, points)
+    params[:, 5] = np.exp(theta[:, 5])
+    return params
+
+
+def _coupled_starts(points: Points) -> FloatArray:
+    base = surface_starts(points)
+    rows = []
+    for k in (0.6, 1.0, 1.6):
+        spread = np.column_stack([base, np.full(len(base), np.log(k))])
+        spread[:, 1:5] /= k
+        rows.append(spread)
+    return np.concatenate(rows)
 
 
 COUPLED = register(
@@ -231,6 +266,6 @@ COUPLED = register(
         source="Kaplan et al. 2020 (arXiv:2001.08361), equation 1.5, with an asymptote",
         coefficients=(*SURFACE_COEFFICIENTS, "k"),
         predict=predict_coupled,
-        fit=_fit_coupled,
+        fit=robust_fit(predict_coupled, _decode_coupled, _coupled_starts),
     )
 )

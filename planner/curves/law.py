@@ -296,7 +296,8 @@ def _broadcast(given: Mapping[str, ArrayLike]) -> dict[str, FloatArray]:
     arrays = {}
     for name, value in given.items():
         array = np.asarray(value, dtype=np.float64)
-        if not (np.isfinite(array) & (array > 0)).all():
+        least_allowed = array >= 0 if name == "sparsity_fraction" else array > 0
+        if not (np.isfinite(array) & least_allowed).all():
             raise ConfigError(f"{name} must be positive and finite: got {array.min():g} as least.")
         arrays[name] = array
     shape = np.broadcast_shapes(*(array.shape for array in arrays.values()))

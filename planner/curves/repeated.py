@@ -1,0 +1,256 @@
+"""Loss when tokens are seen more than once, and how little the data say about the limit.
+
+R_D* and R_N* trade off against each other and the profile of R_D* is nearly flat: they come with
+profile intervals, open where the data do not close them, and never as point values alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import chi2
+
+from planner.curves.arrays import FloatArray
+from planner.curves.forms import (
+    Columns,
+    CurveForm,
+    decode_surface,
+    predict_surface,
+    register,
+    robust_fit,
+    surface_starts,
+)
+from planner.curves.law import Coefficient
+from planner.curves.points import Points
+from planner.curves.robust import minimize_robust
+from planner.errors import FitError
+
+__all__ = [
+    "MUENNIGHOFF_C4",
+    "PUBLISHED_REPETITION",
+    "RepeatedDataFit",
+    "effective_tokens",
+    "fit_repeated",
+    "predict_repeated",
+]
+
+MUENNIGHOFF_C4 = (1.86914, 520.82, 1487.7, 0.3526596, 0.3526596)
+"""(E, A, B, alpha, beta) of Muennighoff et al. 2023, the fit on C4 (their notebook, rounded)."""
+
+PUBLISHED_REPETITION = (15.39, 5.31)
+"""(R_D*, R_N*) as published; not the optimum of their own objective on the points at hand."""
+
+DELTA = 1e-3
+SEARCH_LOW, SEARCH_HIGH = 0.3, 3000.0
+"""Range of R_D* and R_N*: a third of an epoch to far more epochs than anyone trained."""
+
+PROFILE_POINTS = 49
+MIN_REPEATED_ROWS = 8
+
+
+def effective_tokens(num_tokens: ArrayLike, unique_tokens: ArrayLike, r_d: ArrayLike) -> FloatArray:
+    """Return D' = U + U R_D* (1 - exp(-R_D/R_D*)) with R_D = max(D/U - 1, 0).
+
+    Args:
+        num_tokens: D, tokens seen.
+        unique_tokens: U, distinct tokens.
+        r_d: R_D*, repetitions after which a token is worth 1 - 1/e less.
+
+    Source: Muennighoff et al. 2023 (arXiv:2305.16264), equation 5.
+
+    >>> effective_tokens(4e9, 1e9, 15.39).round(-6).tolist()
+    3726000000.0
+    """
+    seen, unique, limit = (
+        np.asarray(v, dtype=np.float64) for v in (num_tokens, unique_tokens, r_d)
+    )
+    unique = np.minimum(unique, seen)
+    repeats = seen / unique - 1.0
+    return np.asarray(unique * (1.0 - limit * np.expm1(-repeats / limit)))
+
+
+def predict_repeated(params: FloatArray, columns: Columns) -> FloatArray:
+    """Return L = E + A/N'^alpha + B/D'^beta, shape (s, k).
+
+    N' saturates like D': N' = U_N + U_N R_N* (1 - exp(-R_N/R_N*)), U_N = min(N, N_opt(U)),
+    R_N = N/U_N - 1, N_opt(U) = G (G U)^(beta/alpha), G = (alpha A/(beta B))^(1/(alpha+beta)).
+
+    Source: Muennighoff et al. 2023 (arXiv:2305.16264), section 3 and appendix A.
+    """
+    _, a, b, alpha, beta, r_d, r_n = (params[:, i, None] for i in range(7))
+    unique = np.minimum(columns["unique_tokens"], columns["num_tokens"])
+    log_g = (np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta)
+    best_for_unique = np.exp(log_g + (log_g + np.log(unique)) * beta / alpha)
+    effective = {
+        "num_params": effective_tokens(columns["num_params"], best_for_unique, r_n),
+        "num_tokens": effective_tokens(columns["num_tokens"], unique, r_d),
+    }
+    return predict_surface(params[:, :5], effective)
+
+
+def _decode(theta: FloatArray, points: Points) -> FloatArray:
+    return np.column_stack([decode_surface(theta[:, :5], points), np.exp(theta[:, 5:])])
+
+
+def _starts(points: Points) -> FloatArray:
+    base = surface_starts(points)
+    logs = [[np.log(d), np.log(n)] for d in (4.0, 15.0, 60.0) for n in (3.0, 10.0)]
+    return np.concatenate([np.column_stack([base, np.tile(log, (len(base), 1))]) for log in logs])
+
+
+register(
+    CurveForm(
+        name="repeated",
+        equation="L = E + A/N'^alpha + B/D'^beta, D' = U + U R_D (1 - exp(-(D/U - 1)/R_D))",
+        source="Muennighoff et al. 2023 (arXiv:2305.16264), equations 5 and 6",
+        coefficients=("E", "A", "B", "alpha", "beta", "R_D", "R_N"),
+        predict=predict_repeated,
+        fit=robust_fit(predict_repeated, _decode, _starts),
+        columns=("num_params", "num_tokens", "unique_tokens"),
+    )
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepeatedDataFit:
+    """R_D* and R_N* with profile intervals, for a given law of unrepeated data."""
+
+    repeat_tokens: Coefficient
+    repeat_params: Coefficient
+    objective_value: float
+    num_rows: int
+    num_repeated_rows: int
+    profile: tuple[tuple[float, float, float], ...]
+    """(R_D*, best R_N* for it, objective): the flatness itself."""
+
+    def describe(self) -> str:
+        """Return what may be said of R_D*, in one sentence."""
+        c = self.repeat_tokens
+        low = "unbounded below" if c.lower is None else f"from {c.lower:.3g}"
+        high = "with no upper bound in these data" if c.upper is None else f"to {c.upper:.3g}"
+        return (
+            f"R_D* lies {low} {high} at {100 * c.level:.0f} % confidence "
+            f"({self.num_repeated_rows} trainings with repeated data); the value of least "
+            f"objective, {c.value:.3g}, is not to be used on its own."
+        )
+
+
+def fit_repeated(
+    points: Points,
+    *,
+    base: tuple[float, ...] = MUENNIGHOFF_C4,
+    level: float = 0.9,
+) -> RepeatedDataFit:
+    """Fit R_D* and R_N* with the law of unrepeated data held fixed.
+
+    The interval of each is the set of values whose profile objective is within the chi-square
+    quantile of the least one, scaled for Huber's loss by E[psi^2] / E[psi'].
+
+    Args:
+        points: With `unique_tokens`.
+        base: (E, A, B, alpha, beta) of unrepeated data.
+        level: Of the intervals.
+
+    Raises:
+        FitError: Fewer than eight trainings saw their data more than once.
+    """
+    if points.unique_tokens is None:
+        raise FitError("repeated data need the column unique_tokens, which the table lacks.")
+    num_repeated = int((points.num_tokens > 1.05 * points.unique_tokens).sum())
+    if num_repeated < MIN_REPEATED_ROWS:
+        raise FitError(
+            f"R_D* needs at least {MIN_REPEATED_ROWS} trainings of more than one epoch: "
+            f"got {num_repeated}.",
+            hint="Train several sizes for 2, 4, 16 and 60 epochs of one small data set.",
+        )
+    profiles = [_profile(points, base, axis) for axis in (0, 1)]
+    best = min((row for rows in profiles for row in rows), key=lambda row: row[2])
+    allowed = _allowance(points, base, best, level)
+    coefficients = [
+        _profile_interval(name, axis, profiles[axis], best, allowed, level)
+        for axis, name in enumerate(("R_D", "R_N"))
+    ]
+    return RepeatedDataFit(
+        repeat_tokens=coefficients[0],
+        repeat_params=coefficients[1],
+        objective_value=best[2],
+        num_rows=len(points),
+        num_repeated_rows=num_repeated,
+        profile=tuple(profiles[0]),
+    )
+
+
+def _predict_log(points: Points, base: tuple[float, ...], logs: FloatArray) -> FloatArray:
+    params = np.column_stack([np.tile(base, (len(logs), 1)), np.exp(logs)])
+    return np.asarray(np.log(predict_repeated(params, points.covariates())))
+
+
+def _profile(
+    points: Points, base: tuple[float, ...], axis: int
+) -> list[tuple[float, float, float]]:
+    """Return (R_D*, R_N*, objective) on a grid of one of them, the other at its best."""
+    fixed = np.linspace(np.log(SEARCH_LOW), np.log(SEARCH_HIGH), PROFILE_POINTS)
+    starts = np.log([0.7, 2.0, 6.0, 20.0, 80.0, 400.0])
+    grid = np.repeat(fixed, starts.size)
+    target = np.log(points.loss)
+
+    def model(theta: FloatArray) -> FloatArray:
+        reps = theta.shape[0] // grid.size
+        held = np.repeat(grid, reps)
+        free = np.clip(theta[:, 0], np.log(SEARCH_LOW), np.log(SEARCH_HIGH))
+        pair = [held, free] if axis == 0 else [free, held]
+        return _predict_log(points, base, np.column_stack(pair))
+
+    theta = np.tile(starts, fixed.size)[:, None]
+    weights = np.ones((theta.size, len(points)))
+    theta, value = minimize_robust(model, target, theta, weights, delta=DELTA)
+    rows = value.reshape(fixed.size, -1).argmin(axis=1) + np.arange(fixed.size) * starts.size
+    free = np.exp(np.clip(theta[rows, 0], np.log(SEARCH_LOW), np.log(SEARCH_HIGH)))
+    held = np.exp(fixed)
+    first, second = (held, free) if axis == 0 else (free, held)
+    return [
+        (float(d), float(n), float(v)) for d, n, v in zip(first, second, value[rows], strict=True)
+    ]
+
+
+def _allowance(
+    points: Points, base: tuple[float, ...], best: tuple[float, float, float], level: float
+) -> float:
+    """Return how far the profile objective may rise: chi-square times E[psi^2]/(2 E[psi']).
+
+    Trainings of one size on one data set err together (the curve of one is above or below the
+    law over all its epochs), so the sum of psi is taken over such a group before it is squared.
+    """
+    logs = np.log([[best[0], best[1]]])
+    residual = _predict_log(points, base, logs)[0] - np.log(points.loss)
+    psi = np.clip(residual, -DELTA, DELTA)
+    width = max(0.5 * float(np.median(np.abs(residual))), DELTA)
+    slope = DELTA * float((np.abs(residual) <= width).mean()) / width
+    unique = points.unique_tokens if points.unique_tokens is not None else points.num_tokens
+    pairs = np.round(np.log(np.stack([points.num_params, unique], axis=1)), 2)
+    group = np.unique(pairs, axis=0, return_inverse=True)[1].ravel()
+    together = (np.bincount(group, weights=psi) ** 2).sum() / points.loss.size
+    variance = max(float(together), float((psi**2).mean()))
+    return float(0.5 * chi2.ppf(level, 1) * variance / slope)
+
+
+def _profile_interval(
+    name: str,
+    axis: int,
+    profile: list[tuple[float, float, float]],
+    best: tuple[float, float, float],
+    allowed: float,
+    level: float,
+) -> Coefficient:
+    inside = [row[axis] for row in profile if row[2] <= best[2] + allowed]
+    grid = [row[axis] for row in profile]
+    low, high = min(inside, default=best[axis]), max(inside, default=best[axis])
+    return Coefficient(
+        name=name,
+        value=best[axis],
+        lower=None if low <= grid[0] else low,
+        upper=None if high >= grid[-1] else high,
+        level=level,
+    )
