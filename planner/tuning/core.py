@@ -190,6 +190,10 @@ class Sweep:
         """Hear that the driver was asked to stop; what runs will go on when it is resumed."""
         self._record({"kind": "interrupted", "reason": reason}, now, durable=True)
 
+    def end_session(self, now: float) -> None:
+        """Close the session: the executor has nothing more to do."""
+        self._record({"kind": "session_ended"}, now, durable=True)
+
     def note(self, text: str, now: float) -> None:
         """Write down something worth knowing later."""
         self._record({"kind": "note", "text": text}, now)

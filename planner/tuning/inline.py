@@ -34,9 +34,7 @@ class InlineExecutor:
 
     def run(self, driver: Driver) -> None:
         """Run trials until nothing is left or the session must end."""
-        train = self._train
-        if train is None:
-            from planner.engine import train_local as train
+        train = self._train or _engine()
         while not driver.tick():
             launch = driver.sweep.next_launch(driver.clock.now())
             if launch is None:
@@ -45,6 +43,12 @@ class InlineExecutor:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _engine() -> Train:
+    from planner.engine import train_local
+
+    return train_local
 
 
 def _run_trial(driver: Driver, launch: Launch, train: Train) -> None:

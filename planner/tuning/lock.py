@@ -15,7 +15,7 @@ from pathlib import Path
 
 from planner.errors import ConfigError
 
-__all__ = ["locked"]
+__all__ = ["is_locked", "locked"]
 
 
 @contextmanager
@@ -48,3 +48,16 @@ def locked(folder: Path) -> Iterator[None]:
         file.flush()
         yield
         file.truncate(0)
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a living process holds a run folder."""
+    path = folder / "lock"
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -7,15 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from planner.budget import Budget, Spend, format_amount
+from planner.costs import resolve_cluster
 from planner.results import CurvePoint, Results
 from planner.run_folder import RunFolder
 from planner.study import Study
 from planner.trial import TrialResult, TrialState
 from planner.tuning.core import Sweep
-from planner.tuning.ledger import Line
+from planner.tuning.ledger import Line, read_lines
+from planner.tuning.lock import is_locked
 from planner.tuning.records import TrialRecord
+from planner.tuning.searchers import ReplayedSearcher
 
-__all__ = ["OnEvent", "Progress", "progress_of", "results_of"]
+__all__ = ["OnEvent", "Progress", "Standing", "progress_of", "results_of", "standing_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +43,18 @@ class Progress:
     """The trial that the event is about."""
     seconds_left: float | None
     """Estimate of the wall-clock seconds to go, if no further trial is cut."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """Where a run stands, as its ledger tells."""
+
+    name: str
+    word: str
+    """`running`, `interrupted`, `finished`, `gave up` or `not started`."""
+    progress: Progress
+    num_sessions: int
+    notes: tuple[str, ...]
 
 
 OnEvent = Callable[[Progress], None]
@@ -133,3 +148,39 @@ def _seconds_left(sweep: Sweep) -> float | None:
     total = min(total, left.get("device_hours", total))
     seconds = total * 3600.0 / min(sweep.num_devices, sweep.study.search.max_concurrent or 10**9)
     return max(0.0, min(seconds, left.get("seconds", seconds)))
+
+
+def standing_of(folder: RunFolder) -> Standing:
+    """Return where a run stands, from its ledger alone; nothing is changed.
+
+    Raises:
+        TrialError: The ledger is damaged.
+    """
+    study = folder.load_study()
+    lines = read_lines(folder.ledger)
+    sweep = Sweep(
+        study, resolve_cluster(study.cluster), write=_write_nothing, searcher=ReplayedSearcher()
+    )
+    sweep.replay(lines)
+    return Standing(
+        name=folder.name,
+        word=_word(sweep, lines, is_locked(folder.path)),
+        progress=progress_of(sweep, lines[-1] if lines else {"kind": "header"}),
+        num_sessions=sweep.num_sessions,
+        notes=tuple(line["text"] for line in lines if line["kind"] == "note"),
+    )
+
+
+def _write_nothing(line: Line, durable: bool) -> None:
+    """Keep nothing: a ledger is only read."""
+
+
+def _word(sweep: Sweep, lines: list[Line], is_driven: bool) -> str:
+    if is_driven:
+        return "running"
+    if not lines:
+        return "not started"
+    if sweep.give_up is not None:
+        return "gave up"
+    has_ended = lines[-1]["kind"] == "session_ended"
+    return "finished" if has_ended and not sweep.running else "interrupted"

@@ -82,7 +82,7 @@ class RayExecutor:
     def _connect(self, wanted: int) -> None:
         address = self._address or os.environ.get("RAY_ADDRESS")
         logging.getLogger("ray").setLevel(logging.ERROR)
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address:
             try:
                 ray.init(address=address, **quiet)
@@ -138,7 +138,7 @@ def _guard_local_cluster() -> None:
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        from ray._raylet import Config
+        from ray._raylet import Config  # type: ignore[attr-defined]
 
         Config.initialize("")  # what Ray does itself after it changes the mode
 
@@ -233,7 +233,7 @@ class _TuneSearcher(Searcher):
         super().__init__()
         self._desk = desk
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """Return the next launch, None for not now, or FINISHED."""
         config = self._desk.take()
         if config is not None:

@@ -47,7 +47,9 @@ class Attempt:
 
     def elapsed_seconds(self, now: float) -> float:
         """Return how long it ran, or has run until now."""
-        return max(0.0, (now if self.end_seconds is None else self.end_seconds) - self.start_seconds)
+        return max(
+            0.0, (now if self.end_seconds is None else self.end_seconds) - self.start_seconds
+        )
 
     def burnt_flops(self) -> float:
         """Return the compute it spent, work that was lost after its last report included.

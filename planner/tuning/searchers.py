@@ -14,7 +14,7 @@ from planner.search_space import Point
 from planner.study import Study
 from planner.trial import TrialState
 
-__all__ = ["Outcome", "Proposals", "Searcher", "make_searcher"]
+__all__ = ["Outcome", "Proposals", "ReplayedSearcher", "Searcher", "make_searcher"]
 
 MAX_REJECTIONS_PER_TRIAL: Final = 50
 """Proposals that may be rejected for each one that is wanted before the space counts as empty."""
@@ -67,6 +67,22 @@ class Proposals:
 
     def end(self, trial: str, outcome: Outcome) -> None:
         """Learn nothing: the points are fixed."""
+
+
+class ReplayedSearcher:
+    """Proposes nothing: for reading a ledger without going on with it."""
+
+    looks_ahead = False
+
+    def propose(self, trial: str) -> Point | None:
+        """Return None."""
+        return None
+
+    def report(self, trial: str, fidelity: float, loss: float) -> None:
+        """Learn nothing."""
+
+    def end(self, trial: str, outcome: Outcome) -> None:
+        """Learn nothing."""
 
 
 def make_searcher(study: Study) -> Searcher:

@@ -145,7 +145,7 @@ def _session(
                 if torn is not None:
                     sweep.note(torn, clock.now())
                 executor.run(Driver(sweep, folder, clock, interruption))
-                sweep.note("session ended", clock.now())
+                sweep.end_session(clock.now())
         finally:
             executor.close()
         results = results_of(sweep, folder)

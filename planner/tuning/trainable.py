@@ -103,6 +103,7 @@ class TrialActor(tune.Trainable):
     def setup(self, config: dict[str, Any]) -> None:
         """Start the first trial."""
         self._others: list[Any] = []
+        self._failed: str | None = None
         self._begin(config["order"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -141,7 +142,7 @@ class TrialActor(tune.Trainable):
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._answers: queue.Queue[bool] = queue.Queue()
         self._is_waiting = threading.Event()
-        self._failed: str | None = None
+        self._failed = None
         self._futures: list[Any] = []
         self._thread = threading.Thread(target=self._train, args=(text,), daemon=True)
         self._thread.start()
@@ -153,6 +154,7 @@ class TrialActor(tune.Trainable):
 
     def _train(self, text: str) -> None:
         """Train in the thread; every way in which it can end becomes an event."""
+        event: dict[str, Any]
         try:
             order = Order.from_json(text)
             init_method = self._start_others(order, text) if order.num_workers > 1 else None
@@ -204,6 +206,7 @@ class TrialActor(tune.Trainable):
 
 def _start_worker(order: Order, rank: int) -> Any:
     group = ray.util.get_current_placement_group()
+    assert group is not None  # noqa: S101 -- Tune starts every trial in one
     return (
         ray.remote(_Worker)
         .options(
