@@ -214,10 +214,10 @@ def format_seconds(value: float) -> str:
     """Return a duration in the largest unit that keeps it readable.
 
     >>> format_seconds(0.0123), format_seconds(95), format_seconds(7380), format_seconds(180000)
-    ('12 ms', '1 min 35 s', '2.05 h', '2.08 d')
+    ('12.3 ms', '1 min 35 s', '2.05 h', '2.08 d')
     """
     if value < 1:
-        return f"{value * 1e3:.2g} ms"
+        return f"{value * 1e3:.3g} ms"
     if value < 60:
         return f"{value:.1f} s"
     if value < SECONDS_PER_HOUR:
