@@ -158,6 +158,10 @@ class Recommendation:
     """What is left of each limit."""
     level: float
     """Of the prediction interval."""
+    best_num_params: tuple[float, float, float]
+    """Compute-optimal size by all methods of the law, and its interval; counted as the law counts."""
+    size_shift: float
+    """Ratio of sizes by which the predicted losses are centred on it (`sizing.py`)."""
     extrapolation_factor: float
     """Training compute over the largest compute of the fit."""
     confidence: str
@@ -245,7 +249,10 @@ def _nested(document: dict[str, Any]) -> dict[str, Any]:
         "calibration": Calibration(
             **calibration | {name: tuple(calibration[name]) for name in ("num_params", "ratios")}
         ),
-        **{name: tuple(document[name]) for name in ("binding", "reasons", "ranked_by")},
+        **{
+            name: tuple(document[name])
+            for name in ("binding", "reasons", "ranked_by", "best_num_params")
+        },
     }
 
 

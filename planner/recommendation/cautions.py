@@ -8,6 +8,7 @@ from typing import Final
 
 from planner.curves import ScalingLaw
 from planner.recommendation.answer import Calibration, Caution, Option, TunedSetting
+from planner.recommendation.sizing import Sizing
 from planner.units import format_count, format_number
 
 __all__ = ["Findings", "cautions", "confidence"]
@@ -19,6 +20,8 @@ _FEW_ROWS: Final = 12
 _WIDE: Final = 0.10
 """Half width of the prediction interval, as a share of the loss, from which confidence is low."""
 _NARROW: Final = 0.03
+_LOOSE: Final = 3.0
+"""Factor to either side from which the best size counts as loosely known."""
 _MANY_EPOCHS: Final = 4.0
 """Repeating data this often is nearly as good as new data; beyond it pays less and less
 (Muennighoff et al. 2023, arXiv:2305.16264)."""
@@ -32,6 +35,7 @@ class Findings:
     choice: Option
     size: float
     """Parameters of the choice, counted as the law counts."""
+    best_size: Sizing
     extrapolation_factor: float
     tried_params: tuple[int, ...]
     """Parameters of the trained models, all counted."""
@@ -88,6 +92,14 @@ def _of_range(found: Findings) -> Iterator[Caution]:
             code="edge_of_ladder",
             value=row.num_params,
             message="the best shape is the last one considered: the optimum may lie beyond it.",
+        )
+    best = found.best_size
+    if best.upper > _LOOSE**2 * best.lower:
+        yield Caution(
+            code="size_uncertain",
+            value=best.upper / best.lower,
+            message=f"the best size is known only to lie between {format_count(best.lower)} and "
+            f"{format_count(best.upper)} parameters.",
         )
     least, most = law.fitted_range.num_tokens
     if row.train_tokens > _FAR * most or row.train_tokens < least / _FAR:

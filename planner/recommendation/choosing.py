@@ -20,6 +20,7 @@ from planner.recommendation.cautions import Findings, cautions, confidence
 from planner.recommendation.options import MIN_STEPS, Table, Terms, build_table, law_params
 from planner.recommendation.runners import runners_up
 from planner.recommendation.shapes import ladder
+from planner.recommendation.sizing import size_at
 from planner.recommendation.speed import calibrate
 from planner.recommendation.tuned import rows_of, tune
 from planner.results import Results
@@ -96,15 +97,18 @@ def recommend(
     table = build_table(shapes, terms)
     choice = _least(table, place)
     growth = _batch_growth(law, choice.train_tokens)
-    if growth > 1:
-        grown = replace(terms, sequences_per_step=terms.sequences_per_step * growth)
-        table = build_table(shapes, grown)
+    size = size_at(law, law_params(law, table.config(choice).model), choice.train_tokens, level)
+    if growth > 1 or size.shift != 1.0:
+        sequences = terms.sequences_per_step * growth
+        terms = replace(terms, sequences_per_step=sequences, size_shift=size.shift)
+        table = build_table(shapes, terms)
         choice = _least(table, place)
     config = table.config(choice)
     found = Findings(
         law=law,
         choice=choice,
         size=law_params(law, config.model),
+        best_size=size,
         extrapolation_factor=choice.train_flops / law.fitted_range.train_flops[1],
         tried_params=tuple(count_params(model).total for model in evidence.models),
         tried_precisions=evidence.precisions,
@@ -128,6 +132,8 @@ def recommend(
         binding=_binding(choice, table, law, max_params),
         headroom={n: v - _spent(choice, n) for n, v in budget.limits().items()},
         level=level,
+        best_num_params=(size.num_params, size.lower, size.upper),
+        size_shift=terms.size_shift,
         extrapolation_factor=found.extrapolation_factor,
         confidence=word,
         reasons=reasons,

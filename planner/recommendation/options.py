@@ -16,6 +16,7 @@ from planner.curves import ScalingLaw
 from planner.errors import ConfigError
 from planner.planning import charge
 from planner.recommendation.answer import Calibration, Option, TunedSetting
+from planner.recommendation.sizing import predict
 from planner.recommendation.speed import speed_ratio
 from planner.trial import ModelConfig, TrialConfig, divisors
 
@@ -38,6 +39,8 @@ class Terms:
     learning_rate: TunedSetting
     sequences_per_step: int
     calibration: Calibration
+    size_shift: float = 1.0
+    """See `sizing.py`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -289,9 +292,11 @@ def _with_losses(
     if not rows:
         return
     sizes = [law_params(terms.law, config.model) for config in configs]
-    prediction = terms.law.predict(
+    prediction = predict(
+        terms.law,
         np.array(sizes, float),
         np.array([row.train_tokens for row in rows], float),
+        shift=terms.size_shift,
         level=terms.level,
         train_flops=np.array([row.train_flops for row in rows]),
     )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from planner.costs import count_params, train_flops_per_token
 from planner.recommendation.options import law_params
 from planner.recommendation.shapes import ladder
+from planner.recommendation.sizing import predict
 from planner.report.contents import Contents
 from planner.trial import TrialState
 
@@ -56,7 +57,10 @@ def frontier(contents: Contents) -> Frontier | None:
     per_token = np.array([train_flops_per_token(model) for model in shapes])
     tokens = compute[:, None] / per_token[None, :]
     level = answer.level if answer is not None else law.level
-    prediction = law.predict(sizes[None, :], tokens, level=level, train_flops=compute[:, None])
+    shift = answer.size_shift if answer is not None else 1.0
+    prediction = predict(
+        law, sizes[None, :], tokens, shift=shift, level=level, train_flops=compute[:, None]
+    )
     best = np.argmin(prediction.loss, axis=1)[:, None]
 
     def along(values: Array) -> Array:

@@ -40,6 +40,8 @@ def decision(answer: Recommendation, contents: Contents) -> Iterator[tuple[str, 
         f"{row.predicted_loss:.3f} nats per token; {answer.level:.0%} of such trainings should end "
         f"between {row.loss_lower:.3f} and {row.loss_upper:.3f}",
     )
+    size, low, high = (format_count(value) for value in answer.best_num_params)
+    yield "Best size by the law", f"{size} parameters, {answer.level:.0%} interval {low} to {high}"
     if contents.losses is not None:
         yield "Best trial so far", losses_text(contents)
     costs = [format_amount("seconds", row.seconds), format_amount("device_hours", row.device_hours)]

@@ -28,7 +28,7 @@ SHAPES = [
     {"num_layers": 8, "d_model": 192, "num_heads": 12},
 ]
 TOKENS = [262_144, 1_048_576, 4_194_304]
-RATES = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2]
+RATES = [1e-3, 3e-3, 4e-3, 5.3e-3, 1.6e-2]
 BEST_RATE = 4e-3
 LAW = {"E": 1.2, "A": 14.0, "B": 60.0, "alpha": 0.3, "beta": 0.3}
 FLOPS_PER_SECOND = 2e10

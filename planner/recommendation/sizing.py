@@ -1,0 +1,71 @@
+"""The best size by all methods of the law, and the prediction centred on it.
+
+A surface and IsoFLOP profiles err differently on the best size, so the law's allocation takes both.
+The prediction used for ranking is the surface moved along equal compute, L(N / r, D r), by the one
+ratio r that puts its optimum where the allocation is; the least loss at a compute stays what the
+surface says, and only which size reaches it moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from planner.curves import Prediction, ScalingLaw, optimal_allocation
+
+__all__ = ["Sizing", "predict", "size_at"]
+
+_REACH: Final = 64.0
+_NUM_POINTS: Final = 801
+_FARTHEST: Final = 4.0
+"""Surface and profiles that disagree by more leave the surface's optimum where it is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizing:
+    """The best size at one compute, counted as the law counts, with its interval."""
+
+    num_params: float
+    lower: float
+    upper: float
+    shift: float
+    """The allocation's best size over the surface's."""
+
+
+def size_at(law: ScalingLaw, num_params: float, num_tokens: float, level: float) -> Sizing:
+    """Return the best size at the compute of a training of this size and length."""
+    compute = 6.0 * num_params * num_tokens
+    best = optimal_allocation(law, compute, level=level)
+    sizes = best.num_params * np.geomspace(1 / _REACH, _REACH, _NUM_POINTS)
+    losses = law.predict(sizes, compute / 6.0 / sizes).loss
+    least = int(np.argmin(losses))
+    shift = best.num_params / float(sizes[least])
+    if least in (0, _NUM_POINTS - 1) or not 1 / _FARTHEST <= shift <= _FARTHEST:
+        shift = 1.0
+    return Sizing(
+        num_params=best.num_params,
+        lower=best.num_params_lower,
+        upper=best.num_params_upper,
+        shift=shift,
+    )
+
+
+def predict(
+    law: ScalingLaw,
+    num_params: ArrayLike,
+    num_tokens: ArrayLike,
+    *,
+    shift: float,
+    level: float,
+    train_flops: ArrayLike,
+) -> Prediction:
+    """Return the law's prediction with its optimum moved by a ratio of sizes."""
+    return law.predict(
+        np.asarray(num_params, float) / shift,
+        np.asarray(num_tokens, float) * shift,
+        level=level,
+        train_flops=train_flops,
+    )
