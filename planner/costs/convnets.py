@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
+from planner.costs.cluster import Cluster
+from planner.costs.links import all_reduce_seconds
+from planner.costs.params import count_shape_params
 from planner.costs.shapes import Convolution, ModelShape
+from planner.costs.speed import default_efficiency
 from planner.errors import ConfigError, did_you_mean
 
-__all__ = ["convnet_shape"]
+__all__ = ["ConvnetCost", "convnet_cost", "convnet_shape"]
 
 _RESNETS: Final = {
     "resnet-18": (False, (2, 2, 2, 2)),
@@ -132,3 +137,54 @@ def convnet_shape(name: str, num_classes: int) -> ModelShape:
         head_dim=widest, d_ff=0, vocab_size=num_classes, sequence_length=1, is_causal=False,
         convolutions=layers,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConvnetCost:
+    """A data-parallel training step of a convolutional network."""
+
+    num_params: int
+    forward_flops_per_image: float
+    step_seconds: float
+    memory_bytes: float
+    """Per device."""
+
+
+def convnet_cost(
+    shape: ModelShape, cluster: Cluster, *, images_per_step: int, precision: str
+) -> ConvnetCost:
+    """Return the cost of a step: each layer the larger of its arithmetic and its memory traffic.
+
+    Training is three forward passes; activations are kept before and after normalisation; gradients
+    are reduced over all devices, half of it behind the backward pass.
+
+    Raises:
+        ConfigError: The images are no multiple of the devices, or the precision is lacking.
+    """
+    if images_per_step % cluster.num_devices:
+        raise ConfigError(
+            f"images per step must be a multiple of the devices: {images_per_step} on {cluster}."
+        )
+    device, e = cluster.device, default_efficiency(cluster)
+    images, size = images_per_step // cluster.num_devices, 2.0 if precision != "fp32" else 4.0
+    rate = device.peak_flops_per_second(precision) * device.achievable_fraction * e.gemm
+    bandwidth = device.memory_bytes_per_second * e.memory
+    forward = stored = flops = 0.0
+    for layer in shape.convolutions:
+        products = layer.kernel**2 * layer.in_channels * layer.out_channels // layer.groups
+        out = layer.pixels * layer.out_channels
+        flops += 2.0 * layer.pixels * products
+        stored += 2.0 * size * out
+        moved = size * (layer.pixels * layer.in_channels + 4.0 * out)
+        forward += max(2.0 * layer.pixels * products / rate, moved / bandwidth) * images
+    params = count_shape_params(shape).total
+    reduced = float(
+        all_reduce_seconds(4.0 * params, float(cluster.num_devices), 1.0, cluster, e.network)
+    )
+    memory = 16.0 * params + images * stored + (3e8 if device.is_cpu else 1.5e9)
+    return ConvnetCost(
+        num_params=params,
+        forward_flops_per_image=flops,
+        step_seconds=3.0 * forward + 0.5 * reduced,
+        memory_bytes=memory,
+    )

@@ -25,6 +25,8 @@ LATENCY_SECONDS: Final = 12e-6
 """Start of one collective inside a node."""
 HOP_SECONDS: Final = 1.5e-6
 """Per further rank of a ring inside a node."""
+NETWORK_HOP_SECONDS: Final = 8e-6
+"""Per node of a ring between nodes (recalled: 5-10 us with InfiniBand)."""
 NETWORK_SECONDS: Final = 15e-6
 """Per doubling of the nodes that a collective spans."""
 
@@ -90,9 +92,15 @@ def all_reduce_seconds(
 def gather_seconds(
     num_bytes: Number, size: Number, stride: Number, cluster: Cluster, efficiency: float = 1.0
 ) -> Array:
-    """Return the time of an all-gather or a reduce-scatter, alpha + (n - 1) / n S / beta; S is the whole."""
+    """Return the time of an all-gather or a reduce-scatter, alpha + (n - 1) / n S / beta; S is the whole.
+
+    Their rings pass every rank, so the latency grows with the ranks and not with their logarithm.
+    """
     beta = group_bytes_per_second(size, stride, cluster) * efficiency
-    return latency_seconds(size, stride, cluster) + _ring(size) * num_bytes / beta
+    nodes = np.maximum(size / members_per_domain(size, stride, cluster), 1.0)
+    around = HOP_SECONDS * (size - nodes) + NETWORK_HOP_SECONDS * (nodes - 1.0)
+    start = np.where(np.asarray(size) > 1, LATENCY_SECONDS + around, 0.0)
+    return start + _ring(size) * num_bytes / beta
 
 
 def all_to_all_seconds(

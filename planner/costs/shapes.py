@@ -17,7 +17,10 @@ from planner.config import Config, Count, Name, PositiveCount, load_config
 from planner.errors import ConfigError, did_you_mean
 from planner.trial import ModelConfig
 
-__all__ = ["Convolution", "ModelShape", "NamedShape", "named_shape", "named_shapes", "shape_of"]
+__all__ = [
+    "Convolution", "ModelShape", "NamedShape", "decoder_shape", "named_shape", "named_shapes",
+    "shape_of",
+]  # fmt: skip
 
 Family = Literal["decoder", "encoder", "encoder-decoder", "vit", "convnet"]
 
@@ -130,6 +133,25 @@ def shape_of(model: ModelConfig) -> ModelShape:
         experts_per_token=model.experts_per_token if model.num_experts else 0,
         dropout=model.dropout > 0,
     )
+
+
+def decoder_shape(
+    num_layers: int, width: int, *, vocab_size: int = 50_304, sequence_length: int = 2048
+) -> ModelShape:
+    """Return a plain decoder: heads of 128 channels where they divide the width, else of 64.
+
+    Raises:
+        ConfigError: A size is not positive, or 64 does not divide the width.
+    """
+    if num_layers < 1 or width < 64 or width % 64:
+        raise ConfigError(
+            f"layers must be at least 1 and width a multiple of 64: {num_layers} and {width}."
+        )
+    head = 128 if width % 128 == 0 and width >= 1024 else 64
+    return ModelShape(
+        num_layers=num_layers, d_model=width, num_heads=width // head, num_kv_heads=width // head,
+        head_dim=head, d_ff=4 * width, vocab_size=vocab_size, sequence_length=sequence_length,
+    )  # fmt: skip
 
 
 class NamedShape(Config):

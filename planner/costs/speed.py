@@ -17,7 +17,6 @@ from planner.costs.links import (
     all_reduce_seconds,
     all_to_all_seconds,
     gather_seconds,
-    latency_seconds,
 )
 from planner.costs.memory import block_params_per_device, params_per_device
 from planner.costs.workload import Array, Number, Workload
@@ -117,7 +116,7 @@ def default_log_sigma(w: Workload) -> Array:
 def _passes(w: Workload) -> Array:
     """Return forward-sized passes through a block: 1 forward, 2 backward, and what is recomputed."""
     mode = np.asarray(w.recompute)
-    return 3.0 + 1.0 * (mode == 2.0) + 0.5 * (mode == 1.5)
+    return np.asarray(3.0 + 1.0 * (mode == 2.0) + 0.5 * (mode == 1.5))
 
 
 def _tokens(w: Workload) -> Number:
@@ -207,7 +206,7 @@ def _tensor_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
     """Seconds of a block's tensor-parallel collectives: 4 all-reduces of T h, 6 with full recomputation."""
     num_bytes = _tokens(w) * w.d_model * np.minimum(w.activation_bytes, 2.0)
     one = all_reduce_seconds(num_bytes, w.tensor, 1.0, cluster, e.network)
-    return (4.0 + 2.0 * (np.asarray(w.recompute) == 2.0)) * one
+    return np.asarray((4.0 + 2.0 * (np.asarray(w.recompute) == 2.0)) * one)
 
 
 def _context_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
@@ -233,8 +232,8 @@ def _gather_layer_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array
     dense, routed = block_params_per_device(w)
     num_bytes = (dense + routed) * (2.0 * w.gather_bytes + w.reduce_bytes)
     stride = w.tensor * w.context
-    bandwidth = gather_seconds(num_bytes, w.shard, stride, cluster, e.network)
-    seconds = bandwidth + 2.0 * latency_seconds(w.shard, stride, cluster)
+    seconds = gather_seconds(num_bytes, w.shard, stride, cluster, e.network)
+    seconds = seconds + 2.0 * gather_seconds(0.0, w.shard, stride, cluster)
     return np.where(np.asarray(w.zero_stage) >= 3, seconds, 0.0)
 
 
