@@ -164,7 +164,7 @@ class Stepper:
         for stage in self.local.stages.values():
             stage.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.workers.device)
-        size = self._share if self._pipeline else self.config.micro_batch_sequences
+        size = self.config.micro_batch_sequences
         for numbers in self.task.validation_numbers(
             self.groups.data_rank, self.groups.num_data, size
         ):
@@ -172,9 +172,7 @@ class Stepper:
                 part.to(self.workers.device) for part in self.task.validation_batch(numbers)
             )
             logits_BTV = (
-                self._pipeline.logits(tokens_BT, targets_BT)
-                if self._pipeline
-                else self.local.whole(tokens_BT)
+                self._pipeline.logits(tokens_BT) if self._pipeline else self.local.whole(tokens_BT)
             )
             if logits_BTV is not None:
                 sums += self.task.validation_sums(logits_BTV, targets_BT, numbers)

@@ -36,6 +36,7 @@ def main() -> None:
         try:
             outcomes.append(carry_out(order, rank))
         except Exception:
+            traceback.print_exc()
             outcomes.append({"error": traceback.format_exc()})
         if rank == 0:
             out_path.write_text(json.dumps(outcomes))

@@ -13,7 +13,17 @@ from torch import nn
 
 from planner.trial import ModelConfig
 
-__all__ = ["Attention", "Block", "Linear", "Mlp", "PositionEmbedding", "TokenEmbedding", "held", "make_norm", "rope_tables"]
+__all__ = [
+    "Attention",
+    "Block",
+    "Linear",
+    "Mlp",
+    "PositionEmbedding",
+    "TokenEmbedding",
+    "held",
+    "make_norm",
+    "rope_tables",
+]
 
 
 def held(parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed import pipelining
 
@@ -77,13 +78,19 @@ class Pipeline:
     ) -> None:
         layout = config.layout
         self.num_stages = layout.pipeline_parallel * layout.virtual_pipeline
+        self._stages, self._layout, self._width = stages, layout, config.model.d_model
+        self._dtype = next(iter(stages.values())).compute
+        self._group = groups.group("pipeline")
+        self._owners = {
+            stage: worker
+            for worker in range(layout.pipeline_parallel)
+            for stage in own_stages(layout, worker)
+        }
         self.is_first, self.is_last = 0 in stages, self.num_stages - 1 in stages
         self.num_micro_batches = config.num_micro_batches
         self.device = device
         torch_stages = [
-            pipelining.PipelineStage(
-                stage, number, self.num_stages, device, group=groups.group("pipeline")
-            )
+            pipelining.PipelineStage(stage, number, self.num_stages, device, group=self._group)
             for number, stage in stages.items()
         ]
         single = layout.pipeline_schedule in _SINGLE_STAGE
@@ -104,8 +111,29 @@ class Pipeline:
             return torch.zeros((), device=self.device)
         return torch.stack([loss.detach() for loss in losses]).sum()
 
-    def logits(self, tokens_BT: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor | None:
-        """Run the forward passes; return the logits on the worker of the last stage, else None."""
-        inputs = (tokens_BT,) if self.is_first else ()
-        last = {"target": targets_BT, "losses": []} if self.is_last else {}
-        return self._schedule.eval(*inputs, **last)
+    def logits(self, tokens_BT: torch.Tensor) -> torch.Tensor | None:
+        """Run one forward pass through all stages; return the logits where the last stage is.
+
+        Stages pass their output on one after another: torch's V-shaped schedules cannot leave the
+        backward passes out.
+        """
+        x: torch.Tensor = tokens_BT
+        for number in range(self.num_stages):
+            stage = self._stages.get(number)
+            if stage is None:
+                continue
+            if number > 0 and number - 1 not in self._stages:
+                x = torch.empty(
+                    self._shape_between(tokens_BT), dtype=self._dtype, device=self.device
+                )
+                dist.recv(x, group=self._group, group_src=self._owners[number - 1])
+            x = stage(x)
+            if number + 1 < self.num_stages and number + 1 not in self._stages:
+                dist.send(x.contiguous(), group=self._group, group_dst=self._owners[number + 1])
+        return x if self.is_last else None
+
+    def _shape_between(self, tokens_BT: torch.Tensor) -> tuple[int, int, int]:
+        """Return the shape of what one stage sends to the next."""
+        batch, length = tokens_BT.shape
+        parts = self._layout.tensor_parallel if self._layout.sequence_parallel else 1
+        return batch, length // parts, self._width

@@ -50,9 +50,7 @@ def _reshards(layout: ParallelLayout, module: nn.Module) -> bool:
     in the forward pass and first in the backward pass.
     """
     return (
-        layout.zero_stage == 3
-        and layout.pipeline_parallel == 1
-        and not isinstance(module, Decoder)
+        layout.zero_stage == 3 and layout.pipeline_parallel == 1 and not isinstance(module, Decoder)
     )
 
 

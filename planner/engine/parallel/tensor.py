@@ -86,7 +86,7 @@ def _gathered(x_BTD: torch.Tensor, group: Any) -> torch.Tensor:
     part = x_BTD.transpose(0, 1).contiguous()
     whole = part.new_empty((part.shape[0] * dist.get_world_size(group), *part.shape[1:]))
     dist.all_gather_into_tensor(whole, part, group=group)
-    return whole.transpose(0, 1)
+    return whole.transpose(0, 1).contiguous()
 
 
 def _scattered(x_BTD: torch.Tensor, group: Any) -> torch.Tensor:
@@ -94,7 +94,7 @@ def _scattered(x_BTD: torch.Tensor, group: Any) -> torch.Tensor:
     whole = x_BTD.transpose(0, 1).contiguous()
     part = whole.new_empty((whole.shape[0] // dist.get_world_size(group), *whole.shape[1:]))
     dist.reduce_scatter_tensor(part, whole, group=group)
-    return part.transpose(0, 1)
+    return part.transpose(0, 1).contiguous()
 
 
 class TensorParallel:
@@ -164,7 +164,9 @@ def has_partial_gradient(name: str) -> bool:
 
     Norms, positions and the biases of row-split layers see a part of the sequence only.
     """
-    return "norm" in name or name.startswith("positions.") or name.endswith((".wo.bias", ".w2.bias"))
+    return (
+        "norm" in name or name.startswith("positions.") or name.endswith((".wo.bias", ".w2.bias"))
+    )
 
 
 class _ParallelCrossEntropy(torch.autograd.Function):
