@@ -98,10 +98,15 @@ def recommend(
     choice = _least(table, place)
     growth = _batch_growth(law, choice.train_tokens)
     size = size_at(law, law_params(law, table.config(choice).model), choice.train_tokens, level)
-    if growth > 1 or size.shift != 1.0:
-        sequences = terms.sequences_per_step * growth
-        terms = replace(terms, sequences_per_step=sequences, size_shift=size.shift)
+    if size.shift != 1.0:
+        terms = replace(terms, size_shift=size.shift)
         table = build_table(shapes, terms)
+        choice = _least(table, place)
+    if growth > 1:
+        larger = replace(terms, sequences_per_step=terms.sequences_per_step * growth)
+        grown = build_table(shapes, larger)
+        growth = growth if _is_worth(grown, choice) else 1
+        table = grown if growth > 1 else table
         choice = _least(table, place)
     config = table.config(choice)
     found = Findings(
@@ -158,6 +163,17 @@ def _least(table: Table, cluster: Cluster) -> Option:
     if not eligible:
         raise _infeasible(table, cluster)
     return min(eligible, key=rank)
+
+
+def _is_worth(grown: Table, choice: Option) -> bool:
+    """Return whether a larger batch trains visibly better or faster: else the proven one stays."""
+    best = min((row for row in grown.options if row.is_eligible), key=rank, default=None)
+    if best is None or best.predicted_loss > choice.predicted_loss * 1.001:
+        return False
+    return (
+        best.predicted_loss < choice.predicted_loss * 0.998
+        or best.device_hours_seconds < choice.device_hours_seconds * 0.8
+    )
 
 
 def _spent(option: Option, field: str) -> float:

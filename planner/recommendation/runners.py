@@ -14,6 +14,12 @@ _NEARLY: Final = 0.01
 """Share of the loss that a faster or cheaper option may give up."""
 _NOTICEABLE: Final = 0.1
 """Share by which an option must be faster, cheaper, smaller or larger to be worth a line."""
+_HEDGES: Final = {
+    "larger": "a hedge, should the best size be larger than the law says",
+    "next best shape": "nearly the same with another shape",
+    "other layout": "the same model on another layout",
+}
+"""What an option is for where it gains nothing that the estimate sees."""
 
 
 def runners_up(choice: Option, options: Sequence[Option], number: int) -> tuple[RunnerUp, ...]:
@@ -30,7 +36,7 @@ def runners_up(choice: Option, options: Sequence[Option], number: int) -> tuple[
                     title=title,
                     option=option,
                     gives_up=_gives_up(choice, option),
-                    gains=_gains(choice, option),
+                    gains=_gains(choice, option) or _HEDGES.get(title, "another trade-off"),
                 )
             )
     return tuple(found)
@@ -97,4 +103,4 @@ def _gains(choice: Option, option: Option) -> str:
         parts.append(f"{1 - option.device_hours / choice.device_hours:.0%} fewer device-hours")
     if option.precision != choice.precision:
         parts.append(f"{option.precision} instead of {choice.precision}")
-    return ", ".join(parts) or "about the same cost with another shape"
+    return ", ".join(parts)
