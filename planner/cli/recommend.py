@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,7 +69,7 @@ def command(
     if output is not None:
         write_trial(answer, output, place)
     if as_json:
-        echo_json(answer)
+        echo_json(json.loads(answer.to_json()))
         return
     _show(answer)
     for path in (*paths, *([output] if output else [])):

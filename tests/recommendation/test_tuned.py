@@ -1,0 +1,86 @@
+"""Reading the best learning rate and batch off swept trials."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from planner.budget import Budget
+from planner.curves import ScalingLaw
+from planner.recommendation import recommend
+from planner.recommendation.tuned import Row, tune
+from planner.results import Results
+
+BEST = 3e-3
+
+
+def rows(
+    exponent: float = 0.0, *, noise: float = 0.002, sizes: int = 4, seed: int = 0
+) -> list[Row]:
+    """Return a sweep of rates whose best one is BEST * (N / 1e6)^exponent."""
+    generator = np.random.default_rng(seed)
+    found = []
+    for size in np.geomspace(1e5, 1e7, sizes):
+        best = BEST * (size / 1e6) ** exponent
+        for factor in (0.25, 0.5, 1.0, 2.0, 4.0):
+            excess = 0.02 * math.log(BEST * factor / best) ** 2 + noise * generator.normal()
+            found.append(Row(num_params=float(size), value=BEST * factor, excess=excess))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_vertex_of_a_noisy_parabola_is_found(seed: int) -> None:
+    found = tune("learning_rate", rows(seed=seed), best=9e-3)
+    assert found.value == pytest.approx(BEST, rel=0.15)
+    assert found.lower is not None
+    assert found.upper is not None
+    assert found.lower < BEST < found.upper
+    assert found.method in ("quadratic", "power law")
+
+
+def test_a_best_rate_that_falls_with_size_gives_its_power_law() -> None:
+    found = tune("learning_rate", rows(-0.35), best=9e-3)
+    assert found.method == "power law"
+    assert found.exponent == pytest.approx(-0.35, abs=0.08)
+    assert found.at(1e6) == pytest.approx(BEST, rel=0.15)
+    assert found.at(1e8) < found.at(1e7) < found.at(1e6)
+
+
+def test_outliers_do_not_move_the_vertex() -> None:
+    spoilt = [
+        Row(num_params=r.num_params, value=r.value, excess=r.excess + 0.5 * (i % 7 == 3))
+        for i, r in enumerate(rows())
+    ]
+    assert tune("learning_rate", spoilt, best=9e-3).value == pytest.approx(BEST, rel=0.2)
+
+
+def test_losses_that_do_not_depend_on_the_rate_give_the_best_trials_value() -> None:
+    generator = np.random.default_rng(1)
+    flat = [
+        Row(num_params=r.num_params, value=r.value, excess=0.001 * generator.normal())
+        for r in rows()
+    ]
+    found = tune("learning_rate", flat, best=9e-3)
+    assert (found.value, found.method) == (9e-3, "best trial")
+
+
+def test_a_parabola_that_falls_to_the_edge_stays_in_the_tried_range() -> None:
+    tilted = [
+        Row(num_params=1e6, value=rate, excess=0.02 * math.log(rate / 1e-1) ** 2)
+        for rate in np.geomspace(1e-4, 1e-2, 9)
+    ]
+    found = tune("learning_rate", tilted, best=1e-2)
+    assert found.value == pytest.approx(1e-2)
+
+
+def test_a_setting_with_one_value_is_the_studys_own() -> None:
+    one = [Row(num_params=1e6, value=2048.0, excess=0.0)] * 8
+    assert tune("tokens_per_step", one, best=2048.0).method == "study"
+
+
+def test_the_synthetic_sweep_gives_its_best_rate(law: ScalingLaw, results: Results) -> None:
+    found = recommend(law, Budget(flops=1e14), results.study, results=results)
+    assert found.learning_rate.method in ("quadratic", "power law")
+    assert found.choice.learning_rate == pytest.approx(4e-3, rel=0.3)
