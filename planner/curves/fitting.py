@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.curves.arrays import FloatArray
+from planner.curves.diagnosis import Evidence, diagnose, fill_checklist
 from planner.curves.forms import CurveForm, find_form
 from planner.curves.isoflop import (
     IsoflopProfile,
@@ -43,6 +44,19 @@ __all__ = ["fit"]
 MIN_DRAWS = 50
 
 MIXTURE = "mixture"
+
+NEGLIGIBLE_ASYMPTOTE = 1e-3
+"""An irreducible loss below this share of the least loss cannot be told from none."""
+
+IDENTIFIED = {
+    "alpha": (0.02, 1.6),
+    "beta": (0.02, 1.6),
+    "R_D": (0.3, 3000.0),
+    "R_N": (0.3, 3000.0),
+    "A": (-np.inf, 1e14),
+    "B": (-np.inf, 1e16),
+}
+"""Where a coefficient stops mattering: an interval that reaches there is open at that end."""
 
 COLLINEAR = 0.999
 """|correlation| of log N and log D from which A and B cannot be told apart."""
@@ -168,10 +182,19 @@ def _law(
     from planner import __version__
 
     lead = components[0]
-    profiles = isoflop_profiles(points)
     columns = points.covariates()
-    residual = np.log(points.loss) - sum(c.weight * c.log_loss(columns) for c in components)
-    coefficients = _coefficients(lead, level)
+    residual = sum(c.weight * c.log_loss(columns) for c in components) - np.log(points.loss)
+    profiles = isoflop_profiles(points)
+    evidence = Evidence(
+        points=points,
+        components=components,
+        residual=residual,
+        noise=max(robust_deviation(residual, len(lead.params)), NOISE_FLOOR),
+        backtests=backtests,
+        profiles=profiles,
+        frontier=_frontier(profiles),
+    )
+    coefficients = _coefficients(lead, points, level)
     return ScalingLaw(
         form=form,
         components=components,
@@ -180,7 +203,7 @@ def _law(
         objective_value=lead.objective_value,
         num_rows=len(points),
         dropped=dict(points.dropped),
-        warnings=(),
+        warnings=diagnose(evidence),
         fitted_range=FittedRange(
             num_params=_range(points.num_params),
             num_tokens=_range(points.num_tokens),
@@ -188,11 +211,12 @@ def _law(
             loss=_range(points.loss),
         ),
         irreducible_loss=coefficients[0],
-        noise=max(robust_deviation(residual, len(lead.params)), NOISE_FLOOR),
+        noise=evidence.noise,
         extrapolation=extrapolation_error(backtests),
         backtests=backtests,
         profiles=profiles,
-        frontier=_frontier(profiles),
+        frontier=evidence.frontier,
+        checklist=fill_checklist(evidence, objective.name, sum(len(c.draws) for c in components)),
         columns=dict(points.columns),
         flops_convention="6 N D" if points.train_flops is None else "column train_flops",
         level=level,
@@ -212,10 +236,22 @@ def _range(values: FloatArray) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def _coefficients(component: Component, level: float) -> tuple[Coefficient, ...]:
+def _coefficients(component: Component, points: Points, level: float) -> tuple[Coefficient, ...]:
+    """Return estimates with bootstrap quantiles; an end where the data stop deciding is None."""
     low, high = np.quantile(component.draws, [0.5 - 0.5 * level, 0.5 + 0.5 * level], axis=0)
     names = find_form(component.form).coefficients
-    return tuple(
-        Coefficient(name=name, value=float(v), lower=float(lo), upper=float(hi), level=level)
-        for name, v, lo, hi in zip(names, component.params, low, high, strict=True)
-    )
+    rows = []
+    for name, value, lower, upper in zip(names, component.params, low, high, strict=True):
+        floor, ceiling = IDENTIFIED.get(name, (-np.inf, np.inf))
+        if name in ("E", "e"):
+            floor = NEGLIGIBLE_ASYMPTOTE * float(points.loss.min())
+        rows.append(
+            Coefficient(
+                name=name,
+                value=float(value),
+                lower=None if lower < floor and value > 0 else float(lower),
+                upper=None if upper > ceiling else float(upper),
+                level=level,
+            )
+        )
+    return tuple(rows)
