@@ -7,6 +7,7 @@ from planner.curves.allocation import (
     optimal_allocation,
     overtraining_overhead,
 )
+from planner.curves.design import SuggestedTrial, Suggestion, suggest
 from planner.curves.fitting import fit
 from planner.curves.forms import CurveForm, curve_forms
 from planner.curves.isoflop import IsoflopProfile, SizeFrontier, fit_frontier, isoflop_profiles
@@ -20,7 +21,8 @@ from planner.curves.law import (
     Prediction,
     ScalingLaw,
 )
-from planner.curves.points import Points, points_from_table, read_points
+from planner.curves.points import Points, points_from_table, read_points, read_table
+from planner.curves.prediction import predict_table
 from planner.curves.repeated import RepeatedDataFit, fit_repeated
 from planner.curves.surface import OBJECTIVES, Objective, fit_surface
 from planner.curves.variants import pinned_form
@@ -42,6 +44,8 @@ __all__ = [
     "RepeatedDataFit",
     "ScalingLaw",
     "SizeFrontier",
+    "SuggestedTrial",
+    "Suggestion",
     "allocation_for_loss",
     "curve_forms",
     "fit",
@@ -54,5 +58,8 @@ __all__ = [
     "overtraining_overhead",
     "pinned_form",
     "points_from_table",
+    "predict_table",
     "read_points",
+    "read_table",
+    "suggest",
 ]

@@ -14,7 +14,7 @@ import numpy as np
 
 from planner.curves.arrays import FloatArray
 
-__all__ = ["PRIOR", "AnchorPrior", "AnchoredFit", "fit_anchored"]
+__all__ = ["PRIOR", "AnchorPrior", "AnchoredFit", "fit_anchored", "tokens_per_param_weight"]
 
 ANCHOR_PARAMS, ANCHOR_TOKENS = 1e8, 2e9
 """Where the terms are expanded: D = 20 N at the small end of language models."""
@@ -167,12 +167,18 @@ def _log_loss(theta: FloatArray, x: FloatArray, y: FloatArray) -> tuple[FloatArr
     return np.log(s), jacobian
 
 
+def tokens_per_param_weight(tokens_per_param: FloatArray) -> FloatArray:
+    """Return how well the law describes trainings of this D/N: 1 at 20, a half at 2 and 200."""
+    off = np.log(tokens_per_param / TOKENS_PER_PARAM) / np.log(TOKENS_PER_PARAM_FACTOR)
+    return np.asarray(1.0 / (1.0 + off * off))
+
+
 def point_weights(
     num_params: FloatArray, num_tokens: FloatArray, train_flops: FloatArray
 ) -> FloatArray:
     """Return how much each point counts, with mean TEMPER, shape (n,)."""
-    off = np.log(num_tokens / num_params / TOKENS_PER_PARAM) / np.log(TOKENS_PER_PARAM_FACTOR)
-    weights = (train_flops / train_flops.max()) ** COMPUTE_POWER / (1.0 + off * off)
+    weights = (train_flops / train_flops.max()) ** COMPUTE_POWER
+    weights = weights * tokens_per_param_weight(num_tokens / num_params)
     return np.asarray(TEMPER * weights / weights.mean())
 
 

@@ -19,7 +19,14 @@ from planner.errors import ConfigError, NotFoundError, did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FLOPS_PER_PARAM_TOKEN", "Points", "count_distinct", "points_from_table", "read_points"]
+__all__ = [
+    "FLOPS_PER_PARAM_TOKEN",
+    "Points",
+    "count_distinct",
+    "points_from_table",
+    "read_points",
+    "read_table",
+]
 
 FLOPS_PER_PARAM_TOKEN = 6.0
 """C = 6 N D, forward and backward of dense matmuls (Kaplan et al. 2020, section 2.1)."""
@@ -113,10 +120,16 @@ def read_points(path: str | Path, column_map: Mapping[str, str] | None = None) -
         NotFoundError: There is no such file.
         ConfigError: The table lacks a column, holds text, or holds sizes that cannot be.
     """
-    return points_from_table(_read_table(Path(path)), column_map)
+    return points_from_table(read_table(Path(path)), column_map)
 
 
-def _read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path) -> pd.DataFrame:
+    """Return the table of a run folder, a Parquet file or a CSV file.
+
+    Raises:
+        NotFoundError: There is no such file.
+        ConfigError: It cannot be read as a table.
+    """
     import pandas as pd
 
     source = path / "results.parquet" if path.is_dir() else path
@@ -150,8 +163,11 @@ def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None 
             dropped[f"state is {state}"] = int((states == state).sum())
         mask &= states == COMPLETED
     kept = table.loc[mask]
+    numbers = {name: _numbers(kept, column) for name, column in names.items() if name != "run"}
     values: dict[str, Any] = {
-        name: _numbers(kept, column) for name, column in names.items() if name != "run"
+        name: column
+        for name, column in numbers.items()
+        if name in REQUIRED or np.isfinite(column).any()
     }
     if "run" in names:
         values["run"] = np.unique(kept[names["run"]].astype(str), return_inverse=True)[1]

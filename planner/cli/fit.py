@@ -1,0 +1,176 @@
+"""`planner fit`: a run or a table of finished trainings to a scaling law."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from planner.cli.output import echo_json, echo_note, echo_table, plain
+
+if TYPE_CHECKING:
+    from planner.curves import ScalingLaw, Suggestion
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("table", type=click.Path(path_type=Path))
+@click.option("--form", default="mixture", show_default=True, help="mixture, or one curve form.")
+@click.option("--objective", default="huber_log", show_default=True, help="What is summed.")
+@click.option("--map", "mappings", multiple=True, help="QUANTITY=COLUMN, e.g. loss=val_loss.")
+@click.option("--out", type=click.Path(path_type=Path), help="Where laws.json is written.")
+@click.option("--level", default=0.9, show_default=True, help="Of the intervals.")
+@click.option("--draws", default=1000, show_default=True, help="Resamplings behind the intervals.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--suggest", "num_suggested", type=click.IntRange(min=1), help="Next trials to run.")
+@click.option("--pilot-budget", help="What the suggested trials may cost, e.g. 1e20flops.")
+@click.option("--target", help="Training that they should inform, e.g. 1e22flops.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document: the law.")
+def command(
+    table: Path,
+    form: str,
+    objective: str,
+    mappings: tuple[str, ...],
+    out: Path | None,
+    level: float,
+    draws: int,
+    seed: int,
+    num_suggested: int | None,
+    pilot_budget: str | None,
+    target: str | None,
+    as_json: bool,
+) -> None:
+    """Fit scaling curves to a run folder, a CSV or a Parquet file.
+
+    TABLE needs the columns num_params, num_tokens and loss; those of a run are understood.
+
+    \b
+    Examples:
+      planner fit runs/quickstart
+      planner fit losses.csv --map loss=val_loss --out laws.json
+      planner fit losses.csv --suggest 5 --pilot-budget 1e20flops --target 1e22flops
+    """  # noqa: D301
+    from planner.curves import fit, read_points
+
+    points = read_points(table, _column_map(mappings))
+    law = fit(points, form=form, objective=objective, num_bootstraps=draws, level=level, seed=seed)
+    path = out if out is not None else _default_path(table)
+    law.save(path)
+    suggestion = None
+    if num_suggested is not None:
+        suggestion = _suggest(law, num_suggested, pilot_budget, target)
+    if as_json:
+        document = plain(law)
+        for component in document["components"]:
+            del component["draws"]
+        echo_json({"path": str(path), "law": document, "suggestion": suggestion})
+    else:
+        _echo_law(law)
+        if suggestion is not None:
+            _echo_suggestion(suggestion)
+        echo_note(f"wrote {path}")
+
+
+def _default_path(table: Path) -> Path:
+    return (table if table.is_dir() else table.parent) / "laws.json"
+
+
+def _column_map(mappings: tuple[str, ...]) -> dict[str, str]:
+    from planner.errors import ConfigError
+
+    column_map = {}
+    for text in mappings:
+        name, equals, column = text.partition("=")
+        if not (equals and name and column):
+            raise ConfigError(f"--map takes QUANTITY=COLUMN: got {text!r}.")
+        column_map[name] = column
+    return column_map
+
+
+def _suggest(
+    law: ScalingLaw, num_trials: int, pilot_budget: str | None, target: str | None
+) -> Suggestion:
+    from planner.curves import suggest
+
+    top = law.fitted_range.train_flops[1]
+    pilot = _flops(pilot_budget, "--pilot-budget") if pilot_budget else top
+    aim = _flops(target, "--target") if target else 10.0 * max(top, pilot)
+    return suggest(law, aim, pilot, num_trials)
+
+
+def _flops(text: str, option: str) -> float:
+    from planner.errors import ConfigError
+    from planner.units import parse_budget
+
+    amounts = parse_budget(text)
+    if set(amounts) != {"flops"}:
+        raise ConfigError(f"{option} is an amount of FLOPs, e.g. 1e20flops: got {text!r}.")
+    return amounts["flops"]
+
+
+def _echo_law(law: ScalingLaw) -> None:
+    from planner.curves import curve_forms
+    from planner.units import format_count, format_flops
+
+    forms = curve_forms()
+    lead = law.components[0]
+    dropped = ", ".join(f"{num} {why}" for why, num in law.dropped.items())
+    click.echo(f"{forms[lead.form].equation}  ({lead.form})")
+    click.echo(f"{law.num_rows} trainings" + (f"; left out: {dropped}" if dropped else ""))
+    r = law.fitted_range
+    click.echo(
+        f"{format_count(r.num_params[0])} to {format_count(r.num_params[1])} parameters, "
+        f"{format_count(r.num_tokens[0])} to {format_count(r.num_tokens[1])} tokens, "
+        f"up to {format_flops(r.train_flops[1])} ({law.flops_convention})"
+    )
+    rows = [
+        [
+            c.name,
+            f"{c.value:.4g}",
+            "unbounded" if c.lower is None else f"{c.lower:.4g}",
+            "unbounded" if c.upper is None else f"{c.upper:.4g}",
+        ]
+        for c in law.coefficients
+    ]
+    share = f"{100 * law.level:g} %"
+    echo_table(("coefficient", "value", f"lower {share}", f"upper {share}"), rows)
+    if law.backtests:
+        errors = [
+            [
+                b.form,
+                f"{b.flops_ratio:.1f}x",
+                str(b.num_train),
+                str(b.num_test),
+                f"{100 * b.median_error_fraction:.2f} %",
+            ]
+            for b in law.backtests
+        ]
+        echo_table(("back-test of", "beyond by", "fitted", "scored", "error"), errors)
+    weights = [[c.form, f"{100 * c.weight:.0f} %"] for c in law.components]
+    if len(weights) > 1:
+        echo_table(("form", "weight"), weights)
+    for warning in law.warnings:
+        echo_note(f"warning: {warning.code}: {warning.message}")
+
+
+def _echo_suggestion(suggestion: Suggestion) -> None:
+    from planner.units import format_count, format_flops
+
+    rows = [
+        [
+            format_count(t.num_params),
+            format_count(t.num_tokens),
+            format_flops(t.train_flops),
+            f"{100 * t.variance_reduction_fraction:.0f} %",
+        ]
+        for t in suggestion.trials
+    ]
+    click.echo(f"next trials for a training of {format_flops(suggestion.target_flops)}:")
+    echo_table(("parameters", "tokens", "compute", "removes of the spread"), rows)
+    click.echo(
+        f"spread of log size {suggestion.size_deviation_before:.2f} -> "
+        f"{suggestion.size_deviation_after:.2f}, of log loss "
+        f"{suggestion.loss_deviation_before:.4f} -> {suggestion.loss_deviation_after:.4f}"
+    )
