@@ -16,7 +16,7 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.argument("table", type=click.Path(path_type=Path))
+@click.argument("table")
 @click.option("--form", default="mixture", show_default=True, help="mixture, or one curve form.")
 @click.option("--objective", default="huber_log", show_default=True, help="What is summed.")
 @click.option("--map", "mappings", multiple=True, help="QUANTITY=COLUMN, e.g. loss=val_loss.")
@@ -27,9 +27,10 @@ __all__ = ["command"]
 @click.option("--suggest", "num_suggested", type=click.IntRange(min=1), help="Next trials to run.")
 @click.option("--pilot-budget", help="What the suggested trials may cost, e.g. 1e20flops.")
 @click.option("--target", help="Training that they should inform, e.g. 1e22flops.")
+@click.option("--runs", type=click.Path(path_type=Path), help="Folder of runs.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document: the law.")
 def command(
-    table: Path,
+    table: str,
     form: str,
     objective: str,
     mappings: tuple[str, ...],
@@ -40,23 +41,26 @@ def command(
     num_suggested: int | None,
     pilot_budget: str | None,
     target: str | None,
+    runs: Path | None,
     as_json: bool,
 ) -> None:
-    """Fit scaling curves to a run folder, a CSV or a Parquet file.
+    """Fit scaling curves to a run, a CSV or a Parquet file.
 
     TABLE needs the columns num_params, num_tokens and loss; those of a run are understood.
 
     \b
     Examples:
-      planner fit runs/quickstart
+      planner fit quickstart
       planner fit losses.csv --map loss=val_loss --out laws.json
       planner fit losses.csv --suggest 5 --pilot-budget 1e20flops --target 1e22flops
     """  # noqa: D301
+    from planner.cli.places import run_or_file
     from planner.curves import fit, read_points
 
-    points = read_points(table, _column_map(mappings))
+    source = run_or_file(table, runs)
+    points = read_points(source, _column_map(mappings))
     law = fit(points, form=form, objective=objective, num_bootstraps=draws, level=level, seed=seed)
-    path = out if out is not None else _default_path(table)
+    path = out if out is not None else _default_path(source)
     law.save(path)
     suggestion = None
     if num_suggested is not None:

@@ -16,7 +16,7 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.argument("law_path", metavar="LAWS", type=click.Path(path_type=Path))
+@click.argument("laws")
 @click.option(
     "--at", "table", type=click.Path(path_type=Path), help="Rows to predict, CSV or Parquet."
 )
@@ -27,18 +27,20 @@ __all__ = ["command"]
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Write the table here, CSV or Parquet."
 )
+@click.option("--runs", type=click.Path(path_type=Path), help="Folder of runs.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document.")
 def command(
-    law_path: Path,
+    laws: str,
     table: Path | None,
     params: str | None,
     tokens: str | None,
     level: float | None,
     mappings: tuple[str, ...],
     out: Path | None,
+    runs: Path | None,
     as_json: bool,
 ) -> None:
-    """Predict loss at sizes and token counts from LAWS, a laws.json or a run folder.
+    """Predict loss at sizes and token counts from LAWS, a laws.json or a run.
 
     \b
     Examples:
@@ -47,11 +49,13 @@ def command(
     """  # noqa: D301
     import pandas as pd
 
+    from planner.cli.places import run_or_file
     from planner.curves import ScalingLaw, predict_table
     from planner.errors import ConfigError
     from planner.units import parse_count
 
-    law = ScalingLaw.load(law_path / "laws.json" if law_path.is_dir() else law_path)
+    source = run_or_file(laws, runs)
+    law = ScalingLaw.load(source / "laws.json" if source.is_dir() else source)
     if (table is None) == (params is None) or (params is None) != (tokens is None):
         raise ConfigError("predict at a table (--at FILE) or at one point (--params N --tokens D).")
     column_map = dict(text.partition("=")[::2] for text in mappings)
