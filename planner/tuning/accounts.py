@@ -37,6 +37,15 @@ class Accounts:
         attempt.end_seconds = now
         self._closed = self._closed + record.attempt_spend(attempt, now)
 
+    def found_checkpoint(self, record: TrialRecord, flops: float) -> None:
+        """Correct the attempt before the last: its checkpoint holds this much compute."""
+        if len(record.attempts) < 2:
+            return
+        before = record.attempts[-2]
+        entered = before.burnt_flops()
+        before.kept_flops = flops
+        self._closed = self._closed + Spend(flops=before.burnt_flops() - entered)
+
     def learn(self, record: TrialRecord) -> None:
         """Let the speed of a trial that ended correct the estimates of the others."""
         if record.attempts and record.fidelity >= _MIN_FRACTION:

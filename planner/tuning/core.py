@@ -377,7 +377,9 @@ class Sweep:
         self._waiting.pop(position)
 
     def _on_up(self, line: Line) -> None:
-        attempt = self.trials[line["trial"]].attempts[-1]
+        record = self.trials[line["trial"]]
+        attempt = record.attempts[-1]
+        self.accounts.found_checkpoint(record, float(line["flops"]))
         attempt.start_seconds = self.now
         attempt.start_flops = attempt.flops = float(line["flops"])
 

@@ -44,6 +44,8 @@ class Attempt:
     """Compute that the trial had reached at the attempt's last report."""
     report_seconds: float | None = None
     """Study clock at the last report."""
+    kept_flops: float = 0.0
+    """Compute that the checkpoint it left behind holds, once the next attempt has found it."""
 
     def elapsed_seconds(self, now: float) -> float:
         """Return how long it ran, or has run until now."""
@@ -59,10 +61,11 @@ class Attempt:
         """
         reported = max(0.0, self.flops - self.start_flops)
         if self.end_seconds is None or self.report_seconds is None or not reported:
-            return reported
+            return max(reported, self.kept_flops - self.start_flops)
         busy = self.report_seconds - self.start_seconds
         rate = reported / busy if busy > 0 else 0.0
-        return reported + rate * max(0.0, self.end_seconds - self.report_seconds)
+        lost = rate * max(0.0, self.end_seconds - self.report_seconds)
+        return max(reported + lost, self.kept_flops - self.start_flops)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.study import SchedulerConfig
+from planner.tuning.records import Decision
+from planner.tuning.schedulers import Asha, make_scheduler
+
+
+def asha(**settings: object) -> Asha:
+    return Asha(SchedulerConfig.model_validate({"name": "asha", **settings}))
+
+
+@given(planned=st.floats(1e3, 1e24), factor=st.floats(1.1, 10), grace=st.floats(0, 1))
+def test_rungs_rise_and_lie_between_the_grace_and_the_end(
+    planned: float, factor: float, grace: float
+) -> None:
+    rungs = asha(reduction_factor=factor, grace_fraction=grace).rungs(planned)
+    assert list(rungs) == sorted(set(rungs))
+    assert all(grace * planned * (1 - 1e-6) <= rung < planned * (1 + 1e-6) for rung in rungs)
+
+
+def test_trials_of_different_length_share_one_ladder() -> None:
+    scheduler = asha(reduction_factor=2.0, grace_fraction=0.1)
+    assert set(scheduler.rungs(1e9)) & set(scheduler.rungs(4e9))
+
+
+def test_the_worse_of_two_is_stopped_at_their_common_rung() -> None:
+    scheduler = asha(reduction_factor=2.0)
+    assert scheduler.report("a", {}, 100.0, 64.0, 1.0) is Decision.CONTINUE
+    assert scheduler.report("b", {}, 100.0, 64.0, 2.0) is Decision.STOP
+    assert scheduler.report("c", {}, 100.0, 64.0, 0.5) is Decision.CONTINUE
+
+
+def test_a_report_between_rungs_never_stops_a_trial() -> None:
+    scheduler = asha(reduction_factor=2.0, grace_fraction=0.5)
+    scheduler.report("a", {}, 100.0, 64.0, 1.0)
+    assert scheduler.report("b", {}, 100.0, 63.0, 9.0) is Decision.CONTINUE
+
+
+def test_a_loss_that_is_not_finite_does_not_pass_a_rung() -> None:
+    scheduler = asha(reduction_factor=2.0)
+    assert scheduler.report("a", {}, 100.0, 64.0, math.nan) is Decision.STOP
+    assert scheduler.report("b", {}, 100.0, 64.0, 1.0) is Decision.CONTINUE
+
+
+def test_trials_that_differ_in_a_named_parameter_are_not_compared() -> None:
+    scheduler = asha(reduction_factor=2.0, within=("model",))
+    small, large = {"model": {"num_layers": 1}}, {"model": {"num_layers": 2}}
+    scheduler.report("a", small, 100.0, 64.0, 1.0)
+    assert scheduler.report("b", large, 100.0, 64.0, 9.0) is Decision.CONTINUE
+    assert scheduler.report("c", large, 100.0, 64.0, 10.0) is Decision.STOP
+
+
+@given(
+    losses=st.lists(st.floats(0, 10), min_size=1, max_size=60), factor=st.sampled_from([2, 3, 4])
+)
+def test_the_best_so_far_always_passes_and_about_one_in_the_factor_does(
+    losses: list[float], factor: int
+) -> None:
+    scheduler = asha(reduction_factor=float(factor))
+    rung = scheduler.rungs(100.0)[0]
+    for i, loss in enumerate(losses):
+        decision = scheduler.report(str(i), {}, 100.0, rung, loss)
+        rank = sum(other < loss for other in losses[: i + 1])
+        kept = max(1, (i + 1) // factor)
+        assert (decision is Decision.CONTINUE) == (rank < kept)
+
+
+@pytest.mark.parametrize("name", ["none", "asha"])
+def test_the_same_reports_give_the_same_answers(name: str) -> None:
+    config = SchedulerConfig.model_validate({"name": name})
+    reports = [(str(i % 5), 20.0 + i, (i * 7919 % 13) / 3) for i in range(60)]
+
+    def answers() -> list[Decision]:
+        scheduler = make_scheduler(config)
+        return [scheduler.report(t, {}, 100.0, flops, loss) for t, flops, loss in reports]
+
+    assert answers() == answers()
