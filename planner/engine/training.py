@@ -12,7 +12,7 @@ import torch
 
 from planner.costs.flops import num_train_tokens, train_flops_per_token
 from planner.costs.params import count_params
-from planner.engine.checkpoint import Saved, check_same, load_newest, named_tensors, restore, save
+from planner.engine.checkpoint import Checkpoints, Saved, check_same, load_newest
 from planner.engine.data.corpus import load_corpus
 from planner.engine.data.windows import Windows
 from planner.engine.failures import classify
@@ -25,6 +25,7 @@ from planner.engine.measurement import (
 from planner.engine.parallel.workers import Workers, join_workers
 from planner.engine.step import Stepper
 from planner.engine.support import check_supported, check_workers
+from planner.errors import TrialError
 from planner.trial import TrialConfig, TrialResult, TrialState
 
 __all__ = ["OnMetrics", "train"]
@@ -75,8 +76,10 @@ def train(
     with join_workers(rank, world_size, init_method) as workers:
         run = _Run(config, workers, trial)
         try:
-            run.prepare(checkpoint_dir if resume else None)
-            run.carry_out(on_metrics, report_at_flops, checkpoint_dir)
+            run.prepare(checkpoint_dir, resume=resume)
+            run.carry_out(on_metrics, report_at_flops)
+        except TrialError:
+            raise
         except (RuntimeError, MemoryError, ConnectionError) as error:
             run.fail(error)
         return run.result()
@@ -95,37 +98,49 @@ class _Run:
         self.sequences = 0
         self.first_loss: float | None = None
         self.report: dict[str, Any] = {}
+        self.checkpoints: Checkpoints | None = None
         self.clock = Clock(workers.device)
         reset_peak_memory(workers.device)
 
-    def prepare(self, resumed: Path | None) -> None:
+    def prepare(self, checkpoint_dir: Path | None, *, resume: bool) -> None:
         """Load the corpus, build the model and go to the newest checkpoint."""
         self.corpus = load_corpus(self.config.data)
         windows = Windows.of(self.config, self.corpus)
         self.stepper = Stepper(self.config, self.workers, windows)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.workers.device)
         self._loss_steps = 0
-        found = load_newest(resumed)
-        if found is None:
+        if checkpoint_dir is None:
             return
-        saved, tensors = found
+        self.checkpoints = Checkpoints(
+            checkpoint_dir, self.workers, in_parts=self.stepper.groups.mesh is not None,
+            in_background=self.config.execution.background_checkpoints,
+        )  # fmt: skip
+        if resume:
+            self._resume(checkpoint_dir)
+
+    def _resume(self, checkpoint_dir: Path) -> None:
+        saved = load_newest(
+            checkpoint_dir, self.stepper.named, self.stepper.optimizer, self._check_same
+        )
+        if saved is None:
+            return
+        self.step, self.sequences = saved.step, saved.sequences
+        self.first_loss, self.report = saved.first_loss, dict(saved.report)
+        self.clock.elapsed_before = saved.elapsed_seconds
+        self.clock.train_seconds = saved.train_seconds
+
+    def _check_same(self, saved: Saved) -> None:
         check_same(
             saved,
             model=self.config.model.model_dump(mode="json"),
             seed=self.config.train.seed,
             corpus_hash=self.corpus.content_hash,
         )
-        restore(self.stepper.named, self.stepper.optimizer, tensors)
-        self.step, self.sequences = saved.step, saved.sequences
-        self.first_loss, self.report = saved.first_loss, dict(saved.report)
-        self.clock.elapsed_before = saved.elapsed_seconds
-        self.clock.train_seconds = saved.train_seconds
 
     def carry_out(
         self,
         on_metrics: OnMetrics | None,
         report_at_flops: Sequence[float],
-        checkpoint_dir: Path | None,
     ) -> None:
         """Train to the end, or until it diverges or is stopped."""
         targets = self._report_targets(report_at_flops)
@@ -143,7 +158,9 @@ class _Run:
             if due or self.step % _CHECK_STEPS == 0 or self.first_loss is None:
                 self._check_training_loss(loss)
             if due and self.state is TrialState.RUNNING:
-                self._report(on_metrics, checkpoint_dir)
+                self._report(on_metrics)
+        if self.checkpoints is not None:
+            self.checkpoints.close()
         if self.state is TrialState.RUNNING:
             self.state = TrialState.COMPLETED
 
@@ -177,7 +194,7 @@ class _Run:
                 f"(max_loss_factor={self.config.train.max_loss_factor})"
             )
 
-    def _report(self, on_metrics: OnMetrics | None, checkpoint_dir: Path | None) -> None:
+    def _report(self, on_metrics: OnMetrics | None) -> None:
         """Validate, write a checkpoint, tell the caller and hear whether to stop; collective."""
         per_step = self.config.tokens_per_step
         self.clock.lap_steps(self._loss_steps * per_step)
@@ -190,8 +207,8 @@ class _Run:
         self._check(val_loss, "validation")
         if self.state is not TrialState.RUNNING:
             return
-        if checkpoint_dir is not None:
-            self._save(checkpoint_dir)
+        if self.checkpoints is not None:
+            self._save(self.checkpoints)
         stop = False
         if on_metrics is not None and self.workers.is_first:
             stop = on_metrics(dict(self.report)) is False
@@ -233,7 +250,7 @@ class _Run:
             return None
         return rate * train_flops_per_token(self.config.model) / (peak * self.workers.world_size)
 
-    def _save(self, checkpoint_dir: Path) -> None:
+    def _save(self, checkpoints: Checkpoints) -> None:
         saved = Saved(
             step=self.step,
             sequences=self.sequences,
@@ -245,8 +262,7 @@ class _Run:
             seed=self.config.train.seed,
             report=self.report,
         )
-        if self.workers.is_first:
-            save(checkpoint_dir, saved, named_tensors(self.stepper.named, self.stepper.optimizer))
+        checkpoints.save(saved, self.stepper.named, self.stepper.optimizer)
 
     def fail(self, error: Exception) -> None:
         """Turn an error into the state in which it leaves the trial, and tell the other workers."""

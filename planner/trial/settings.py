@@ -87,6 +87,8 @@ class ExecutionConfig(Config):
     """Whether blocks are compiled; the compile time is charged to the trial."""
     threads_per_worker: PositiveCount = 1
     """CPU threads of each worker."""
+    background_checkpoints: bool = False
+    """Whether training goes on while a checkpoint is written; a copy of the state is held."""
 
 
 class TrainConfig(Config):

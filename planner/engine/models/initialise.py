@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,7 +55,7 @@ def materialise(
             place.register_parameter(leaf, nn.Parameter(_like(parameter, whole, device)))
 
 
-def _like(parameter: torch.Tensor, whole: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _like(parameter: Any, whole: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a whole value laid out as a parameter is."""
     mesh = getattr(parameter, "device_mesh", None)
     if mesh is None:

@@ -7,6 +7,7 @@ checkpointing), compile, then block by block give memory and initial values and 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,8 +33,8 @@ class LocalModel:
     """Names of the parameters whose gradients are to be summed over the tensor group."""
 
     @property
-    def whole(self) -> Decoder:
-        """The model of a worker that has no pipeline."""
+    def whole(self) -> Any:
+        """The model of a worker that has no pipeline; FSDP adds methods to its class."""
         return self.stages[0]
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:

@@ -115,9 +115,9 @@ class TensorParallel:
             model.embedding.register_forward_hook(lambda _m, _a, out: self._leave(out))
         if model.positions is not None and self.sequence:
             model.positions.part, model.positions.num_parts = self.rank, self.size
-        for block in model.layers.values():
-            self._split_pair(block.attention, ("wq", "wk", "wv"), "wo")
-            self._split_mlp(block.mlp)
+        for block in model.layers.children():
+            self._split_pair(block.get_submodule("attention"), ("wq", "wk", "wv"), "wo")
+            self._split_mlp(block.get_submodule("mlp"))
         if model.head is not None:
             self._split(model.head, "weight", 0)
         if model.norm is not None:

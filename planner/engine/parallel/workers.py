@@ -61,6 +61,10 @@ class Workers:
         if self.world_size > 1:
             dist.barrier()
 
+    def new_group(self) -> Any:
+        """Return a group of all workers over gloo, for talk beside the training's; collective."""
+        return dist.new_group(backend="gloo") if self.world_size > 1 else None
+
     def leave_reason(self, reason: str) -> None:
         """Tell the others why this worker fails, so that they can say it too."""
         if self.store is not None and not self.store.check([_FAILURE_KEY]):
