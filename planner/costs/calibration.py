@@ -39,6 +39,8 @@ class MeasuredTrial:
     cluster: Cluster
     step_seconds: float | None = None
     memory_bytes: float | None = None
+    memory_prior: MemoryConstants | None = None
+    """Constants for the way in which memory was read, where that is not the whole device's use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -61,6 +63,8 @@ _NOISE: Final = 0.2
 a few trials do not drag a constant to explain what the residual process should."""
 _MEMORY_LOG_SIGMA: Final = 0.10
 """Log standard deviation of measured over predicted peak memory without calibration."""
+_MEMORY_NOISE: Final = 0.2
+"""Log standard deviation of what the closed form of memory leaves while its constants are fitted."""
 _AMPLITUDES: Final = (0.02, 0.05, 0.1, 0.2, 0.35)
 """Standard deviations of the residual process that the marginal likelihood chooses among."""
 
@@ -122,16 +126,27 @@ class Residual:
         return mean, np.sqrt(np.maximum(variance, 0.0) + self.noise**2)
 
 
-def fit_residual(points: Array, residuals: Array) -> Residual:
+def _trust(residuals: Array) -> Array:
+    """Return by how much the noise of each residual is to be multiplied: 1, more for outliers.
+
+    Beyond two robust standard deviations from the median, with the square of the distance.
+    """
+    distance = np.abs(residuals - np.median(residuals))
+    spread = max(1.4826 * float(np.median(distance)), 0.03)
+    return np.asarray(np.maximum(1.0, (distance / (2.0 * spread)) ** 2))
+
+
+def fit_residual(points: Array, residuals: Array, *, robust: bool = False) -> Residual:
     """Return the process whose amplitude and noise have the highest marginal likelihood.
 
     A weak prior keeps both moderate, so that a few lucky rows do not promise precision.
     """
+    doubt = _trust(residuals) if robust else np.ones_like(residuals)
     best, best_score = None, -np.inf
     correlation = _kernel(points, points)
-    for amplitude in _AMPLITUDES:
+    for amplitude in _AMPLITUDES[:2] if robust else _AMPLITUDES:
         for noise in (0.02, 0.04, 0.08, 0.16):
-            matrix = amplitude**2 * correlation + noise**2 * np.eye(len(points))
+            matrix = amplitude**2 * correlation + np.diag((noise * doubt) ** 2)
             factor = cho_factor(matrix, lower=True)
             weights = cho_solve(factor, residuals)
             score = -0.5 * residuals @ weights - np.log(np.diag(factor[0])).sum()
@@ -268,13 +283,14 @@ def _fit_efficiency(trials: Sequence[MeasuredTrial]) -> tuple[Efficiency, Array]
 
 
 _MEMORY_PRIORS: Final = {
-    "overhead_bytes": 0.7, "activation_factor": 0.3, "logit_bytes": 0.4, "state_factor": 0.15,
+    "overhead_bytes": 0.2, "activation_factor": 0.08, "loss_factor": 0.1, "state_factor": 0.04,
 }  # fmt: skip
 
 
 def _fit_memory(trials: Sequence[MeasuredTrial]) -> tuple[MemoryConstants, Array]:
     """Return the constants of memory of highest posterior, and the log residuals that they leave."""
-    start = CPU_MEMORY if trials[0].cluster.device.is_cpu else GPU_MEMORY
+    default = CPU_MEMORY if trials[0].cluster.device.is_cpu else GPU_MEMORY
+    start = trials[0].memory_prior or default
     w = concatenate([trial.workload for trial in trials])
     measured = np.log([trial.memory_bytes or 1.0 for trial in trials])
     names = list(_MEMORY_PRIORS)
@@ -285,7 +301,7 @@ def _fit_memory(trials: Sequence[MeasuredTrial]) -> tuple[MemoryConstants, Array
         return replace(start, **dict(zip(names, np.exp(x).tolist(), strict=True)))
 
     def loss(x: Array) -> Array:
-        errors = (np.log(memory_use(w, at(x)).total) - measured) / 0.04
+        errors = (np.log(memory_use(w, at(x)).total) - measured) / _MEMORY_NOISE
         robust = np.sign(errors) * np.sqrt(2.0 * (np.sqrt(1.0 + errors**2 / 4.0) - 1.0) * 4.0)
         return np.concatenate([robust, (x - centre) / spread])
 
@@ -321,7 +337,7 @@ def calibrate(trials: Sequence[MeasuredTrial]) -> Calibration:
         result = replace(
             result,
             memory=memory,
-            memory_residual=fit_residual(points, left),
+            memory_residual=fit_residual(points, left, robust=True),
             num_memory_trials=len(weighed),
         )
     return result

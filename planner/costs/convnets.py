@@ -175,7 +175,7 @@ def convnet_cost(
         out = layer.pixels * layer.out_channels
         flops += 2.0 * layer.pixels * products
         stored += 2.0 * size * out
-        moved = size * (layer.pixels * layer.in_channels + 4.0 * out)
+        moved = size * (layer.pixels * layer.in_channels + 6.0 * out)
         forward += max(2.0 * layer.pixels * products / rate, moved / bandwidth) * images
     params = count_shape_params(shape).total
     reduced = float(

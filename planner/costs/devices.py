@@ -173,9 +173,9 @@ def num_usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-_CORE_FLOPS_PER_SECOND: Final = 1.2e11
-"""Peak of one recent x86 server core in fp32: 2 FMA units x 16 lanes x 2 FLOPs at about 2 GHz."""
-_CORE_ACHIEVABLE: Final = 0.55
+_CORE_FLOPS_PER_SECOND: Final = 1.5e11
+"""Peak of one recent x86 server core in fp32: 2 FMA units x 16 lanes x 2 FLOPs at about 2.3 GHz."""
+_CORE_ACHIEVABLE: Final = 0.45
 """What a small transformer's training step reaches of it: 11-14 thousand tokens per CPU second at
 0.85 M parameters and context 64, 5.1 MFLOPs each (benchmarks/engine.py prints the like)."""
 

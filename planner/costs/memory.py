@@ -8,6 +8,7 @@ the layers in flight where they are sharded; overhead is the runtime's own.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -30,14 +31,17 @@ class MemoryConstants:
     """Runtime context, communication buffers and workspace (1-3 GB in practice)."""
     activation_factor: float = 1.0
     """Measured over computed activations."""
-    logit_bytes: float = 6.0
-    """Beyond the stored logits, per logit: fp32 softmax and its gradient."""
+    loss_factor: float = 1.0
+    """Measured over computed logits and loss."""
     state_factor: float = 1.0
     """Measured over computed states: padding, buckets."""
 
 
-GPU_MEMORY = MemoryConstants()
-CPU_MEMORY = MemoryConstants(overhead_bytes=3.0e8, logit_bytes=8.0)
+OPERATORS_KEPT: Final = 0.45
+"""Share of a block's activations that operator-level recomputation keeps: every second product and the
+attention's output (torchtitan's default policy, recalled)."""
+GPU_MEMORY: Final = MemoryConstants()
+CPU_MEMORY: Final = MemoryConstants(overhead_bytes=3.0e8)
 """The interpreter with torch takes 220-300 MB."""
 
 
@@ -120,35 +124,51 @@ def activation_bytes_per_layer(w: Workload) -> tuple[Number, Number]:
     return tokens * (stream + inner + scores), tokens * size * w.d_model / sp
 
 
-def _activations(w: Workload) -> Number:
-    """Bytes of activations on the first stage, which holds the most micro-batches.
+def _kept_fraction(w: Workload) -> Array:
+    """Return the share of a block's activations that recomputation keeps: all, 0.45, or its input alone."""
+    return np.where(np.asarray(w.recompute) == 1.5, OPERATORS_KEPT, 1.0)
 
-    1F1B holds min(m, p) micro-batches of L / p blocks, the interleaved schedule
-    1 + (p - 1) / (p v) times as many blocks; full recomputation keeps inputs and one live block.
+
+def _activations(w: Workload) -> tuple[Array, Array]:
+    """Bytes of activations on the first stage and on the last one.
+
+    1F1B holds min(m, p) micro-batches of L / p blocks on the first stage and one on the last, the
+    interleaved schedule 1 + (p - 1) / (p v) times as many blocks on the first; full recomputation
+    keeps inputs and one live block.
     """
     whole, inputs = activation_bytes_per_layer(w)
-    full = np.asarray(w.recompute) > 1
+    whole = whole * _kept_fraction(w)
+    full = np.asarray(w.recompute) == 2.0
     layers = np.ceil(w.num_layers / w.pipeline)
     interleaved = np.where(
         np.asarray(w.virtual) > 1, 1.0 + (w.pipeline - 1.0) / (w.pipeline * w.virtual), 1.0
     )
-    in_flight = np.minimum(w.num_micro_batches, w.pipeline * interleaved)
-    return layers * in_flight * np.where(full, inputs, whole) + np.where(full, whole, 0.0)
+    each = layers * np.where(full, inputs, whole)
+    live = np.where(full, whole, 0.0)
+    first = each * np.minimum(w.num_micro_batches, w.pipeline * interleaved) + live
+    return first, each * np.minimum(w.num_micro_batches, interleaved) + live
 
 
-def _logits(w: Workload, constants: MemoryConstants) -> Number:
-    """Bytes of logits, softmax and their gradient for one micro-batch, T V / t (B + 6 to 8)."""
+def _logits(w: Workload, constants: MemoryConstants) -> Array:
+    """Bytes of logits, softmax and their gradient for one micro-batch, T V / t (B + 4 to 12)."""
     tokens = w.micro_batch * w.sequence_tokens / w.context
-    whole = tokens * w.vocab_size / w.tensor * (w.activation_bytes + constants.logit_bytes)
-    return whole * np.where(np.asarray(w.chunked_loss) > 0, 1.0 / 16.0, 1.0)
+    whole = tokens * w.vocab_size / w.tensor * (w.activation_bytes + w.loss_bytes)
+    whole = whole * constants.loss_factor
+    return np.asarray(whole * np.where(np.asarray(w.chunked_loss) > 0, 1.0 / 16.0, 1.0))
 
 
-def _gathered(w: Workload) -> Number:
-    """Whole parameters of the layers in flight under ZeRO-3 (two layers), in the wire's precision."""
+def _gathered(w: Workload) -> Array:
+    """Whole parameters in flight under ZeRO-3, in the wire's precision.
+
+    Two layers, or a layer and the table; a pipeline keeps its stage's parameters and gradients whole
+    from the first micro-batch to the last.
+    """
     dense, routed = block_params_per_device(w)
     table = w.vocab_size * w.d_model / w.tensor
     layer = np.maximum(2.0 * (dense + routed), dense + routed + table)
-    return np.where(np.asarray(w.zero_stage) >= 3, layer * w.gather_bytes, 0.0)
+    stage = 2.0 * np.ceil(w.num_layers / w.pipeline) * (dense + routed) + table
+    held = np.where(np.asarray(w.pipeline) > 1, stage, layer)
+    return np.where(np.asarray(w.zero_stage) >= 3, held * w.gather_bytes, 0.0)
 
 
 def memory_use(w: Workload, constants: MemoryConstants = GPU_MEMORY) -> MemoryUse:
@@ -170,12 +190,16 @@ def memory_use(w: Workload, constants: MemoryConstants = GPU_MEMORY) -> MemoryUs
         return np.asarray(parts, dtype=np.float64)
 
     total = sharded(1) * 0.0
+    first, last = _activations(w)
+    logits, several = _logits(w, constants), np.asarray(w.pipeline) > 1
+    first, last = first * constants.activation_factor, last * constants.activation_factor
+    at_end = ~several | (last + logits >= first)
     return MemoryUse(
         params=sharded(3) * w.param_bytes,
         gradients=sharded(2) * w.gradient_bytes,
         optimizer=sharded(1) * w.optimizer_bytes,
-        activations=total + _activations(w) * constants.activation_factor,
-        logits=total + _logits(w, constants),
+        activations=total + np.where(at_end & several, last, first),
+        logits=total + np.where(at_end, logits, 0.0),
         gathered=total + _gathered(w),
-        overhead=total + constants.overhead_bytes,
+        overhead=total + constants.overhead_bytes + w.buffer_bytes,
     )

@@ -150,7 +150,7 @@ def _attention_seconds(w: Workload, rate: Number, cluster: Cluster, e: Efficienc
     flops = 4.0 * _tokens(w) * w.context_tokens * w.query_width / w.tensor
     saved = np.where(np.asarray(w.context) > 1, 0.17, 0.5) * np.asarray(w.is_causal)
     padded = flops * (1.0 - saved) / tile_efficiency(w.head_dim, 32.0)
-    fused = padded / (w.attention_peak_flops_per_second * e.attention)
+    fused = padded / (w.attention_peak_flops_per_second * e.attention * w.attention_gain)
     scores = _tokens(w) * w.context_tokens * w.num_heads / w.tensor
     bandwidth = cluster.device.memory_bytes_per_second * e.memory
     aligned = np.mod(w.head_dim, 8.0) == 0
@@ -206,7 +206,7 @@ def _tensor_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
     """Seconds of a block's tensor-parallel collectives: 4 all-reduces of T h, 6 with full recomputation."""
     num_bytes = _tokens(w) * w.d_model * np.minimum(w.activation_bytes, 2.0)
     one = all_reduce_seconds(num_bytes, w.tensor, 1.0, cluster, e.network)
-    return np.asarray((4.0 + 2.0 * (np.asarray(w.recompute) == 2.0)) * one)
+    return np.asarray(w.exposed * (4.0 + 2.0 * (np.asarray(w.recompute) == 2.0)) * one)
 
 
 def _context_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
@@ -224,16 +224,20 @@ def _expert_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
     routed = w.experts_per_token * _tokens(w) * w.d_model * 2.0 / w.tensor
     one = all_to_all_seconds(routed, w.expert, 1.0, cluster, e.network)
     permute = 8.0 * routed / (cluster.device.memory_bytes_per_second * e.memory)
-    return np.where(np.asarray(w.num_experts) > 0, 4.0 * one + permute, 0.0)
+    return np.where(np.asarray(w.num_experts) > 0, 4.0 * w.exposed * one + permute, 0.0)
 
 
 def _gather_layer_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
-    """Seconds to gather a block's sharded parameters twice and to scatter its gradients, per micro-batch."""
+    """Seconds to gather a block's sharded parameters twice and to scatter its gradients.
+
+    Once per micro-batch; a pipeline keeps them whole and does so once a step.
+    """
     dense, routed = block_params_per_device(w)
     num_bytes = (dense + routed) * (2.0 * w.gather_bytes + w.reduce_bytes)
     stride = w.tensor * w.context
     seconds = gather_seconds(num_bytes, w.shard, stride, cluster, e.network)
     seconds = seconds + 2.0 * gather_seconds(0.0, w.shard, stride, cluster)
+    seconds = seconds / np.where(np.asarray(w.pipeline) > 1, w.num_micro_batches, 1.0)
     return np.where(np.asarray(w.zero_stage) >= 3, seconds, 0.0)
 
 

@@ -34,6 +34,10 @@ __all__ = [
 ]  # fmt: skip
 
 GIB: Final = 2.0**30
+FRAGMENTATION: Final = 1.08
+"""Reserved over allocated activations: 5-10 % in practice."""
+ALLOCATOR_BYTES: Final = 1e8
+"""Workspaces inside the allocator, beside states and activations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,17 +189,24 @@ def _recompute(row: Mapping[str, str]) -> float:
     return RECOMPUTE["full" if "full" in text else "selective" if "selective" in text else "none"]
 
 
+_DEEPSPEED_BUFFER_BYTES: Final = 9e9
+"""4.5 times the all-gather and the reduce bucket of 5e8 elements of 2 bytes each, with overlap of
+communication (documentation of DeepSpeed's integration in Hugging Face Transformers)."""
+
+
 def _precision_fields(row: Mapping[str, str], cluster: Cluster, precision: str) -> dict[str, float]:
     """Return the state bytes of the framework's recipe and the peaks.
 
-    Megatron 2 + 4 + 12; DeepSpeed 2 + 2 + 12, with fp32 gradients under bf16 2 + 4 + 12; FSDP fp32
+    Megatron 2 + 4 + 12; DeepSpeed 2 + 2 + 12, under bf16 with fp32 gradients beside 2 + 6 + 12; FSDP fp32
     parameters 4 + 4 + 8 with half-precision gathers; fp32 4 + 4 + 8.
     """
     peak = cluster.device.peak_flops_per_second(precision)
     half = "bf16" if "bf16" in cluster.device.peaks else "fp16"
     core = cluster.device.peaks.get(half if precision in ("fp8", "fp4") else precision, peak)
     framework = _text(row, "framework")
+    in_place = "mega" in framework or "deepspeed" in framework
     fields = {
+        "loss_bytes": 4.0 if in_place else 12.0,
         "peak_flops_per_second": peak, "attention_peak_flops_per_second": core,
         "vector_flops_per_second": cluster.device.peaks.get("fp32", peak / 16.0),
         "is_fp8": float(precision in ("fp8", "fp4")), "activation_bytes": 2.0, "gather_bytes": 2.0,
@@ -204,7 +215,8 @@ def _precision_fields(row: Mapping[str, str], cluster: Cluster, precision: str) 
     if precision in ("fp32", "tf32"):
         recipe, fields["activation_bytes"], fields["gather_bytes"] = (4.0, 4.0, 8.0, 4.0), 4.0, 4.0
     elif "deepspeed" in framework:
-        recipe = (2.0, 4.0 if precision == "bf16" else 2.0, 12.0, 2.0)
+        recipe = (2.0, 6.0 if precision == "bf16" else 2.0, 12.0, 2.0)
+        fields["buffer_bytes"] = _DEEPSPEED_BUFFER_BYTES if _number(row, "zero", 0.0) > 0 else 0.0
     elif _number(row, "fsdp", 0.0) > 0:
         recipe = (4.0, 4.0, 8.0, 4.0 if "torchtitan" in framework else 2.0)
     names = ("param_bytes", "gradient_bytes", "optimizer_bytes", "reduce_bytes")
@@ -230,7 +242,9 @@ def table_row(row: Mapping[str, str]) -> TableRow:
     tensor, pipeline = _number(row, "tp", 1.0), _number(row, "pp", 1.0)
     context, per_node = _number(row, "cp", 1.0), _number(row, "gpus_per_node", 8.0)
     given = _number(row, "gpus", 0.0)
-    data = _number(row, "dp", max(1.0, (given or per_node) // (tensor * pipeline * context)))
+    experts = max(1.0, _number(row, "ep", 1.0))
+    least = max(1.0, (given or per_node) // (tensor * pipeline * context))
+    data = _number(row, "dp", least if given else max(least, experts // context))
     num_devices = given or data * tensor * pipeline * context
     cluster, shape, precision = _cluster(row, num_devices), _shape(row), _precision(row)
     zero = 3.0 if _number(row, "fsdp", 0.0) > 0 else _number(row, "zero", 0.0)
@@ -253,10 +267,12 @@ def table_row(row: Mapping[str, str]) -> TableRow:
         pipeline=pipeline,
         virtual=max(1.0, _number(row, "vpp", 1.0)),
         context=context,
-        expert=max(1.0, _number(row, "ep", 1.0)),
+        expert=experts,
         micro_batch=micro,
         num_micro_batches=max(1.0, batch / (data * micro)),
         recompute=_recompute(row),
+        exposed=0.5 if "bridge" in _text(row, "framework") else 1.0,
+        attention_gain=1.5 if "te)" in attention or "cudnn" in attention else 1.0,
         flash=float("flash" in attention or "cudnn" in attention or not attention),
         compiled=_number(row, "compile", 0.0),
     )
@@ -363,7 +379,9 @@ def memory_constants_of(row: TableRow) -> MemoryConstants:
     if "bars" in kind or "analytic" in kind:
         return replace(GPU_MEMORY, overhead_bytes=1.0)
     if "allocated" in kind:
-        return replace(GPU_MEMORY, overhead_bytes=0.3e9)
+        return replace(GPU_MEMORY, overhead_bytes=ALLOCATOR_BYTES)
+    if "reserved" in kind or "smi" in kind or "console" in kind:
+        return replace(GPU_MEMORY, activation_factor=FRAGMENTATION)
     return GPU_MEMORY
 
 
@@ -376,4 +394,5 @@ def trial_of(row: TableRow) -> MeasuredTrial:
         cluster=row.cluster,
         step_seconds=row.step_seconds,
         memory_bytes=row.memory_bytes,
+        memory_prior=memory_constants_of(row),
     )

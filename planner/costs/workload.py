@@ -104,6 +104,14 @@ class Workload:
     """Per gradient on the wire."""
     gather_bytes: Number = 2.0
     """Per parameter on the wire, where parameters are sharded."""
+    loss_bytes: Number = 12.0
+    """Per logit beyond the stored one: fp32 copy, softmax and gradient; 4 where they share a buffer."""
+    buffer_bytes: Number = 0.0
+    """Communication buffers of the framework, per device."""
+    exposed: Number = 1.0
+    """Share of tensor- and expert-parallel collectives that products do not hide."""
+    attention_gain: Number = 1.0
+    """Speed of the attention kernel over FlashAttention 2."""
     overlap: Number = 0.5
     """Share of the gradient reduction that may hide behind the backward pass."""
 
@@ -200,6 +208,7 @@ def precision_fields(
         "vector_flops_per_second": device_peaks.get("fp32", device_peaks[attention] / 16.0),
         "is_fp8": float(precision == "fp8"),
         "activation_bytes": 2.0 if half else 4.0,
+        "loss_bytes": 12.0 if half else 8.0,
         "param_bytes": 4.0,
         "gradient_bytes": 4.0,
         "optimizer_bytes": optimizer_moment_bytes(optimizer),
