@@ -8,12 +8,20 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
 
 from planner.costs.devices import device_named, known_devices
 from planner.trial import TrialConfig
+from planner.units import format_bytes
 
-__all__ = ["Clock", "peak_flops_per_second", "peak_memory_bytes", "reset_peak_memory"]
+__all__ = [
+    "Clock",
+    "check_host_memory",
+    "peak_flops_per_second",
+    "peak_memory_bytes",
+    "reset_peak_memory",
+]
 
 
 @dataclass(slots=True)
@@ -86,6 +94,22 @@ def peak_flops_per_second(config: TrialConfig, device: torch.device) -> float | 
     exact = [row for row in fitting if set(row.name.split("-")) <= words]
     chosen = exact or fitting
     return chosen[0].peaks.get(precision) if chosen else None
+
+
+def check_host_memory(needed_bytes: float, device: torch.device) -> None:
+    """Refuse to fill more memory than the host has left: the system would kill the process.
+
+    Raises:
+        MemoryError: The worker's states alone are larger than the free memory.
+    """
+    if device.type != "cpu":
+        return
+    free_bytes = psutil.virtual_memory().available
+    if needed_bytes > free_bytes:
+        raise MemoryError(
+            f"the states of the model need {format_bytes(needed_bytes)} on this worker, "
+            f"{format_bytes(free_bytes)} are free"
+        )
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -18,6 +18,7 @@ from planner.engine.data.windows import Windows
 from planner.engine.failures import classify
 from planner.engine.measurement import (
     Clock,
+    check_host_memory,
     peak_flops_per_second,
     peak_memory_bytes,
     reset_peak_memory,
@@ -104,6 +105,7 @@ class _Run:
 
     def prepare(self, checkpoint_dir: Path | None, *, resume: bool) -> None:
         """Load the corpus, build the model and go to the newest checkpoint."""
+        check_host_memory(self._state_bytes(), self.workers.device)
         self.corpus = load_corpus(self.config.data)
         windows = Windows.of(self.config, self.corpus)
         self.stepper = Stepper(self.config, self.workers, windows)
@@ -117,6 +119,13 @@ class _Run:
         )  # fmt: skip
         if resume:
             self._resume(checkpoint_dir)
+
+    def _state_bytes(self) -> float:
+        """Return the least that parameters, gradients and two moments take on this worker."""
+        layout = self.config.layout
+        split = layout.tensor_parallel * layout.pipeline_parallel
+        parts = split * (layout.shard_parallel if layout.zero_stage == 3 else 1)
+        return 16.0 * count_params(self.config.model).total / parts
 
     def _resume(self, checkpoint_dir: Path) -> None:
         saved = load_newest(

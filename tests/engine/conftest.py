@@ -1,0 +1,118 @@
+"""Small trials, and gangs of real processes that run many of them: starting one takes the time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from planner.config import parse_config
+from planner.trial import TrialConfig
+
+WORKER = Path(__file__).with_name("gang_worker.py")
+Outcome = dict[str, Any]
+Gang = Callable[..., list[Outcome]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Corpora are cached for the session, not in the home of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 kB of text: the sources of this package's configuration."""
+    root = Path(__file__).parents[2] / "planner"
+    sources = [root / "config.py", root / "units.py", root / "cli" / "__init__.py"]
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_bytes((b"\n".join(p.read_bytes() for p in sources) * 2)[:40_000])
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings(text_file: Path) -> Callable[..., dict[str, Any]]:
+    """A function that returns a small trial as plain data, with sections merged in."""
+
+    def make(**sections: dict[str, Any]) -> dict[str, Any]:
+        data: dict[str, Any] = {
+            "model": {"num_layers": 4, "d_model": 32, "num_heads": 4, "sequence_length": 16},
+            "train": {"tokens": 16 * 8 * 10, "num_validations": 5, "validation_tokens": 16 * 12},
+            "batch": {"sequences_per_step": 8, "micro_batch_sequences": 1},
+            # A larger epsilon keeps Adam from amplifying rounding where gradients are tiny.
+            "optimizer": {"learning_rate": 1e-3, "gradient_clip_norm": 0.5, "epsilon": 1e-6},
+            "data": {"corpus": str(text_file)},
+        }
+        for name, section in sections.items():
+            data[name] = {**data.get(name, {}), **section}
+        return data
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small(settings: Callable[..., dict[str, Any]]) -> Callable[..., TrialConfig]:
+    """A function that returns a small trial, with sections merged in."""
+    return lambda **sections: parse_config(settings(**sections), TrialConfig)
+
+
+@pytest.fixture(scope="session")
+def gang(tmp_path_factory: pytest.TempPathFactory) -> Gang:
+    """A function that runs orders one after another in a gang of so many processes."""
+
+    def run(orders: list[dict[str, Any]], world_size: int, seconds: float = 240) -> list[Outcome]:
+        folder = tmp_path_factory.mktemp(f"gang-{world_size}")
+        return _run_in_gang(orders, world_size, folder, seconds)
+
+    return run
+
+
+def _run_in_gang(
+    orders: list[dict[str, Any]], world_size: int, folder: Path, seconds: float
+) -> list[Outcome]:
+    """Return what rank 0 says of each order: `reports` and `result`, or `error`."""
+    for number, order in enumerate(orders):
+        order["world_size"] = world_size
+        order["init_method"] = (folder / f"meeting-{number}").as_uri()
+    (folder / "orders.json").write_text(json.dumps(orders))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    files = [str(folder / "orders.json"), str(folder / "out.json")]
+    errors = [(folder / f"stderr-{rank}").open("w") for rank in range(world_size)]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, str(WORKER), *files, str(rank)], env=environment, stderr=e
+        )
+        for rank, e in enumerate(errors)
+    ]
+    try:
+        for worker in workers:
+            worker.wait(seconds)
+    finally:
+        for worker, error in zip(workers, errors, strict=True):
+            if worker.poll() is None:
+                worker.kill()
+                worker.wait()
+            error.close()
+    out = folder / "out.json"
+    assert out.exists(), (folder / "stderr-0").read_text()[-3000:]
+    outcomes: list[Outcome] = json.loads(out.read_text())
+    return outcomes
+
+
+@pytest.fixture(scope="session")
+def losses() -> Callable[[Outcome], list[float]]:
+    """A function that returns the training and validation losses of every report."""
+
+    def read(outcome: Outcome) -> list[float]:
+        assert "error" not in outcome, outcome["error"]
+        return [report[key] for report in outcome["reports"] for key in ("train_loss", "val_loss")]
+
+    return read

@@ -1,0 +1,161 @@
+"""Checkpoints: exact under one layout, the same training under any other, safe against damage."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import pytest
+import torch
+
+from planner.engine import train
+from planner.errors import ConfigError, TrialError
+from planner.trial import TrialState
+
+LAYOUTS = {
+    "single": (1, {}),
+    "ddp": (2, {"data_parallel": 2}),
+    "zero-1": (2, {"shard_parallel": 2, "zero_stage": 1}),
+    "zero-3": (2, {"shard_parallel": 2}),
+    "tp": (2, {"tensor_parallel": 2}),
+    "pp": (2, {"pipeline_parallel": 2}),
+    "zero-3 x tp": (4, {"shard_parallel": 2, "tensor_parallel": 2}),
+}
+STOP_AFTER = 2  # reports, of 5
+
+
+def stopping(after):
+    seen = []
+
+    def on_metrics(report):
+        seen.append(report)
+        return len(seen) < after
+
+    return on_metrics
+
+
+@pytest.mark.slow
+def test_what_any_layout_saved_any_other_continues(settings, gang, losses, tmp_path):
+    (alone,) = gang([{"config": settings()}], 1)
+    expected = losses(alone)[2 * STOP_AFTER :]
+    for world_size in (1, 2, 4):
+        names = [name for name, (workers, _) in LAYOUTS.items() if workers == world_size]
+        gang(
+            [
+                {
+                    "config": settings(layout=LAYOUTS[name][1]),
+                    "checkpoint_dir": str(tmp_path / name),
+                    "stop_after": STOP_AFTER,
+                }
+                for name in names
+            ],
+            world_size,
+        )
+    for world_size in (1, 2, 4):
+        pairs = [
+            (source, target)
+            for target, (workers, _) in LAYOUTS.items()
+            for source in LAYOUTS
+            if workers == world_size
+        ]
+        orders = []
+        for source, target in pairs:
+            copy = tmp_path / f"{source} to {target}"
+            shutil.copytree(tmp_path / source, copy)
+            orders.append(
+                {"config": settings(layout=LAYOUTS[target][1]), "checkpoint_dir": str(copy)}
+            )
+        for pair, outcome in zip(pairs, gang(orders, world_size), strict=True):
+            assert losses(outcome) == pytest.approx(expected, abs=1e-5), pair
+
+
+@pytest.mark.parametrize("background", [False, True], ids=["at once", "in the background"])
+def test_a_resumed_trial_equals_the_uninterrupted_one_bit_for_bit(small, tmp_path, background):
+    config = small(model={"dropout": 0.1}, execution={"background_checkpoints": background})
+    whole, resumed = [], []
+    train(config, on_metrics=whole.append)
+    first = train(config, on_metrics=stopping(STOP_AFTER), checkpoint_dir=tmp_path)
+    last = train(config, on_metrics=resumed.append, checkpoint_dir=tmp_path)
+    assert first.state is TrialState.STOPPED
+    assert last.state is TrialState.COMPLETED
+    for key in ("val_loss", "train_loss", "num_steps", "train_flops"):
+        assert [r[key] for r in resumed] == [r[key] for r in whole[STOP_AFTER:]]
+
+
+def test_resuming_a_finished_trial_gives_its_result_again(small, tmp_path):
+    before = train(small(), checkpoint_dir=tmp_path)
+    reports = []
+    after = train(small(), checkpoint_dir=tmp_path, on_metrics=reports.append)
+    assert reports == []
+    assert (after.state, after.val_loss) == (TrialState.COMPLETED, before.val_loss)
+
+
+def test_seconds_of_former_attempts_count(small, tmp_path):
+    first = train(small(), on_metrics=stopping(1), checkpoint_dir=tmp_path)
+    second = train(small(), checkpoint_dir=tmp_path)
+    assert second.elapsed_seconds > first.train_seconds
+    assert second.train_seconds > first.train_seconds
+
+
+def test_a_checkpoint_of_another_model_is_refused(small, tmp_path):
+    train(small(), checkpoint_dir=tmp_path, on_metrics=stopping(1))
+    with pytest.raises(ConfigError, match="same model"):
+        train(small(model={"num_layers": 2}), checkpoint_dir=tmp_path)
+
+
+def test_a_truncated_checkpoint_is_refused_and_the_one_before_still_works(small, tmp_path):
+    train(small(), checkpoint_dir=tmp_path, on_metrics=stopping(3))
+    newest = sorted(tmp_path.glob("step-*"))[-1]
+    tensors = newest / "tensors.pt"
+    tensors.write_bytes(tensors.read_bytes()[:-100])
+    with pytest.raises(TrialError, match="must be whole"):
+        train(small(), checkpoint_dir=tmp_path)
+    shutil.rmtree(newest)
+    assert train(small(), checkpoint_dir=tmp_path).state is TrialState.COMPLETED
+
+
+class Hostile:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("file", ["tensors.pt", ".metadata"])
+def test_a_hostile_checkpoint_is_refused_and_runs_nothing(small, tmp_path, file):
+    train(small(), checkpoint_dir=tmp_path / "saved", on_metrics=stopping(1))
+    (newest,) = (tmp_path / "saved").glob("step-*")
+    trap = tmp_path / "trap"
+    (newest / "tensors.pt").unlink()
+    if file == "tensors.pt":
+        torch.save({"model.norm.weight": Hostile(trap)}, newest / file)
+    else:
+        (newest / file).write_bytes(pickle.dumps(Hostile(trap)))
+    state = json.loads((newest / "state.json").read_text())
+    state["files"] = {file: (newest / file).stat().st_size}
+    (newest / "state.json").write_text(json.dumps(state))
+    with pytest.raises(TrialError, match="hold tensors alone"):
+        train(small(), checkpoint_dir=tmp_path / "saved")
+    assert not trap.exists()
+
+
+def test_what_a_kill_during_a_save_leaves_behind_does_no_harm(small, tmp_path):
+    train(small(), checkpoint_dir=tmp_path, on_metrics=stopping(2))
+    halfway = tmp_path / ".writing-00000006"
+    halfway.mkdir()
+    (halfway / "tensors.pt").write_bytes(b"half")
+    reports = []
+    result = train(small(), checkpoint_dir=tmp_path, on_metrics=reports.append)
+    assert result.state is TrialState.COMPLETED
+    assert reports[0]["num_steps"] == 6
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_and_keeps_the_last(small, tmp_path):
+    train(small(), checkpoint_dir=tmp_path, on_metrics=stopping(2))
+    kept = sorted(path.name for path in tmp_path.glob("step-*"))
+    (tmp_path / ".writing-00000006").write_text("a file where the folder should be")
+    with pytest.raises(TrialError, match="the checkpoint of step 6 could not be written"):
+        train(small(), checkpoint_dir=tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == kept
