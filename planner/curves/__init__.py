@@ -21,10 +21,16 @@ from planner.curves.law import (
     Prediction,
     ScalingLaw,
 )
+from planner.curves.learning_curves import (
+    LearningCurve,
+    fit_learning_curve,
+    learning_curve_forms,
+)
 from planner.curves.points import Points, points_from_table, read_points, read_table
 from planner.curves.prediction import predict_table
 from planner.curves.repeated import RepeatedDataFit, fit_repeated
 from planner.curves.surface import OBJECTIVES, Objective, fit_surface
+from planner.curves.tuning_law import TunedSetting, TuningGrid, TuningLaw, fit_tuning_law
 from planner.curves.variants import pinned_form
 
 __all__ = [
@@ -38,6 +44,7 @@ __all__ = [
     "FitWarning",
     "FittedRange",
     "IsoflopProfile",
+    "LearningCurve",
     "Objective",
     "Points",
     "Prediction",
@@ -46,13 +53,19 @@ __all__ = [
     "SizeFrontier",
     "SuggestedTrial",
     "Suggestion",
+    "TunedSetting",
+    "TuningGrid",
+    "TuningLaw",
     "allocation_for_loss",
     "curve_forms",
     "fit",
     "fit_frontier",
+    "fit_learning_curve",
     "fit_repeated",
     "fit_surface",
+    "fit_tuning_law",
     "isoflop_profiles",
+    "learning_curve_forms",
     "max_tokens_by_deadline",
     "optimal_allocation",
     "overtraining_overhead",

@@ -60,7 +60,7 @@ class Suggestion:
     """Standard deviation of log L at the target."""
     loss_deviation_after: float
     design: str
-    """`greedy`, `one-budget` or `ladder`: which family of designs won."""
+    """`greedy`, `thrifty`, `one-budget` or `ladder`: which family of designs won."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,8 @@ def suggest(
     wanted = _target_draws(law, target_flops)
     candidates = _candidates(law, floor, pilot_budget_flops)
     designs = {
-        "greedy": _greedy(candidates, wanted, pilot_budget_flops, num_trials, floor),
+        "greedy": _greedy(candidates, wanted, pilot_budget_flops, num_trials, 0.0),
+        "thrifty": _greedy(candidates, wanted, pilot_budget_flops, num_trials, 0.5),
         "one-budget": _one_budget(candidates, wanted, pilot_budget_flops, num_trials),
         "ladder": _ladder(candidates, wanted, pilot_budget_flops, num_trials),
     }
@@ -168,9 +169,9 @@ def _greedy(
     wanted: FloatArray,
     pilot: float,
     num_trials: int,
-    floor: float,
+    thrift: float,
 ) -> list[int]:
-    """Add the run that removes most spread per FLOP, then the next, while money lasts."""
+    """Add the run that removes most spread per FLOP^thrift, then the next, while money lasts."""
     chosen: list[int] = []
     left = pilot
     for _ in range(num_trials):
@@ -181,7 +182,7 @@ def _greedy(
         gains = np.array(
             [now - _remaining(candidates, wanted, [*chosen, int(i)]).sum() for i in affordable]
         )
-        worth = gains / np.sqrt(candidates.train_flops[affordable] / floor)
+        worth = gains / (candidates.train_flops[affordable] / pilot) ** thrift
         best = int(affordable[worth.argmax()])
         chosen.append(best)
         left -= float(candidates.train_flops[best])

@@ -193,21 +193,19 @@ def _profile(
     """Return (R_D*, R_N*, objective) on a grid of one of them, the other at its best."""
     fixed = np.linspace(np.log(SEARCH_LOW), np.log(SEARCH_HIGH), PROFILE_POINTS)
     starts = np.log([0.7, 2.0, 6.0, 20.0, 80.0, 400.0])
-    grid = np.repeat(fixed, starts.size)
     target = np.log(points.loss)
 
     def model(theta: FloatArray) -> FloatArray:
-        reps = theta.shape[0] // grid.size
-        held = np.repeat(grid, reps)
-        free = np.clip(theta[:, 0], np.log(SEARCH_LOW), np.log(SEARCH_HIGH))
+        held = theta[:, 0]
+        free = np.clip(theta[:, 1], np.log(SEARCH_LOW), np.log(SEARCH_HIGH))
         pair = [held, free] if axis == 0 else [free, held]
         return _predict_log(points, base, np.column_stack(pair))
 
-    theta = np.tile(starts, fixed.size)[:, None]
-    weights = np.ones((theta.size, len(points)))
-    theta, value = minimize_robust(model, target, theta, weights, delta=DELTA)
+    theta = np.column_stack([np.repeat(fixed, starts.size), np.tile(starts, fixed.size)])
+    weights = np.ones((len(theta), len(points)))
+    theta, value = minimize_robust(model, target, theta, weights, delta=DELTA, num_fixed=1)
     rows = value.reshape(fixed.size, -1).argmin(axis=1) + np.arange(fixed.size) * starts.size
-    free = np.exp(np.clip(theta[rows, 0], np.log(SEARCH_LOW), np.log(SEARCH_HIGH)))
+    free = np.exp(np.clip(theta[rows, 1], np.log(SEARCH_LOW), np.log(SEARCH_HIGH)))
     held = np.exp(fixed)
     first, second = (held, free) if axis == 0 else (free, held)
     return [

@@ -23,7 +23,9 @@ LARGEST_STEP = 1.0
 HOMOTOPY = (30.0, 10.0, 3.0, 1.0)
 COARSE_ITERATIONS = 8
 FINE_ITERATIONS = 60
-LARGEST_DAMPING = 1e10
+LARGEST_DAMPING = 1e8
+SMALLEST_GAIN = 1e-10
+"""Relative decrease of the objective at which a start has arrived."""
 
 
 def minimize_robust(
@@ -33,6 +35,8 @@ def minimize_robust(
     weights: FloatArray,
     *,
     delta: float,
+    num_fixed: int = 0,
+    slopes: Model | None = None,
 ) -> tuple[FloatArray, FloatArray]:
     """Minimise sum_i w_i Huber(model(theta)_i - target_i) from every start.
 
@@ -42,10 +46,14 @@ def minimize_robust(
         theta: Starts, shape (b, p).
         weights: Shape (b, n).
         delta: Huber's; `inf` is least squares.
+        num_fixed: So many leading coordinates of theta stay as they are, for profiles.
+        slopes: theta (b, p) -> d model / d theta, shape (b, n, p); absent means central
+            differences.
 
     Returns:
         theta, shape (b, p), and the objective, shape (b,), infinite where the model is not finite.
     """
+    slopes_of = slopes or (lambda at: _jacobian(model, at, num_fixed))
     factors = HOMOTOPY if np.isfinite(delta) else HOMOTOPY[-1:]
     value = np.full(theta.shape[0], np.inf)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -53,7 +61,7 @@ def minimize_robust(
             last = factor == factors[-1]
             theta, value = _descend(
                 model, target, theta, weights, delta * factor,
-                FINE_ITERATIONS if last else COARSE_ITERATIONS,
+                FINE_ITERATIONS if last else COARSE_ITERATIONS, slopes_of,
             )  # fmt: skip
     return theta, value
 
@@ -65,7 +73,10 @@ def _descend(
     weights: FloatArray,
     delta: float,
     iterations: int,
+    slopes_of: Model,
 ) -> tuple[FloatArray, FloatArray]:
+    result, values = theta.copy(), np.empty(theta.shape[0])
+    active = np.arange(theta.shape[0])
     theta = theta.copy()
     prediction = model(theta)
     value = _objective(prediction - target, weights, delta)
@@ -73,7 +84,7 @@ def _descend(
     for _ in range(iterations):
         residual = prediction - target
         strength = weights * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
-        step = _step(_jacobian(model, theta), residual, strength, damping)
+        step = _step(slopes_of(theta), residual, strength, damping)
         trial = theta + step
         trial_prediction = model(trial)
         trial_value = _objective(trial_prediction - target, weights, delta)
@@ -82,9 +93,16 @@ def _descend(
         theta[better], value[better] = trial[better], trial_value[better]
         prediction[better] = trial_prediction[better]
         damping = np.where(better, np.maximum(0.2 * damping, 1e-9), 5.0 * damping)
-        if not (((gain > 1e-11) | ~better) & (damping < LARGEST_DAMPING)).any():
-            break
-    return theta, value
+        done = (better & (gain <= SMALLEST_GAIN)) | (damping >= LARGEST_DAMPING)
+        if done.any():
+            result[active[done]], values[active[done]] = theta[done], value[done]
+            keep = ~done
+            if not keep.any():
+                return result, values
+            active, weights, theta = active[keep], weights[keep], theta[keep]
+            value, prediction, damping = value[keep], prediction[keep], damping[keep]
+    result[active], values[active] = theta, value
+    return result, values
 
 
 def _objective(residual: FloatArray, weights: FloatArray, delta: float) -> FloatArray:
@@ -95,13 +113,14 @@ def _objective(residual: FloatArray, weights: FloatArray, delta: float) -> Float
     return np.where(np.isfinite(value), value, np.inf)
 
 
-def _jacobian(model: Model, theta: FloatArray) -> FloatArray:
+def _jacobian(model: Model, theta: FloatArray, num_fixed: int) -> FloatArray:
     """Return d model / d theta by central differences, shape (b, n, p)."""
     num, size = theta.shape
     offsets = DIFFERENCE * np.eye(size)
     both = np.concatenate([theta[:, None] + offsets, theta[:, None] - offsets], axis=1)
     values = model(both.reshape(-1, size)).reshape(num, 2 * size, -1)
     slopes = (values[:, :size] - values[:, size:]) / (2 * DIFFERENCE)
+    slopes[:, :num_fixed] = 0.0
     return np.nan_to_num(slopes.transpose(0, 2, 1), nan=0.0, posinf=0.0, neginf=0.0)
 
 
