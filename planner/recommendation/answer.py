@@ -72,7 +72,7 @@ class Option:
     """Prediction interval: a training run would end between these two."""
     loss_upper: float
     binding: str
-    """The limit of the budget that ends the training."""
+    """What ends the training: a limit of the budget, or `tokens_per_param`, twice the most tried."""
     is_eligible: bool
     """Whether it takes part in the ranking: without a deadline only one layout per model and
     precision does, the one with the least device_seconds x seconds per token."""
@@ -153,7 +153,8 @@ class Recommendation:
     choice: Option
     runners_up: tuple[RunnerUp, ...]
     binding: tuple[str, ...]
-    """What holds the choice where it is: limits of the budget, `max_params`, `memory`."""
+    """What holds the choice where it is: a limit of the budget, `tokens_per_param`, `max_params`,
+    `memory`."""
     headroom: Mapping[str, float]
     """What is left of each limit."""
     level: float
@@ -162,6 +163,8 @@ class Recommendation:
     """Compute-optimal size by all methods of the law, and its interval; counted as the law counts."""
     size_shift: float
     """Ratio of sizes by which the predicted losses are centred on it (`sizing.py`)."""
+    most_tokens_per_param: float | None
+    """No option was trained longer than this; None where `max_params` asked for it."""
     extrapolation_factor: float
     """Training compute over the largest compute of the fit."""
     confidence: str

@@ -11,7 +11,7 @@ from planner.recommendation.answer import Calibration, Caution, Option, TunedSet
 from planner.recommendation.sizing import Sizing
 from planner.units import format_count, format_number
 
-__all__ = ["Findings", "cautions", "confidence"]
+__all__ = ["Findings", "cautions", "confidence", "size_range"]
 
 _FAR: Final = 3.0
 """Extrapolation in compute from which it is said."""
@@ -22,6 +22,9 @@ _WIDE: Final = 0.10
 _NARROW: Final = 0.03
 _LOOSE: Final = 3.0
 """Factor to either side from which the best size counts as loosely known."""
+_NO_MODEL: Final = 100.0
+_NO_CLUSTER: Final = 1e16
+"""Sizes outside of these mean that the data do not bound the size on that side."""
 _MANY_EPOCHS: Final = 4.0
 """Repeating data this often is nearly as good as new data; beyond it pays less and less
 (Muennighoff et al. 2023, arXiv:2305.16264)."""
@@ -48,6 +51,7 @@ class Findings:
     """Batch over the best tried one."""
     calibration: Calibration
     unique_tokens: float | None
+    most_tokens_per_param: float
 
 
 def cautions(found: Findings) -> tuple[Caution, ...]:
@@ -93,14 +97,7 @@ def _of_range(found: Findings) -> Iterator[Caution]:
             value=row.num_params,
             message="the best shape is the last one considered: the optimum may lie beyond it.",
         )
-    best = found.best_size
-    if best.upper > _LOOSE**2 * best.lower:
-        yield Caution(
-            code="size_uncertain",
-            value=best.upper / best.lower,
-            message=f"the best size is known only to lie between {format_count(best.lower)} and "
-            f"{format_count(best.upper)} parameters.",
-        )
+    yield from _of_size(found)
     least, most = law.fitted_range.num_tokens
     if row.train_tokens > _FAR * most or row.train_tokens < least / _FAR:
         yield Caution(
@@ -109,6 +106,42 @@ def _of_range(found: Findings) -> Iterator[Caution]:
             message=f"{format_count(row.train_tokens)} tokens lie outside of the fitted "
             f"{format_count(least)} to {format_count(most)}.",
         )
+
+
+def _of_size(found: Findings) -> Iterator[Caution]:
+    """Yield what is not known of the best size."""
+    best, row = found.best_size, found.choice
+    if best.upper > _LOOSE**2 * best.lower:
+        yield Caution(
+            code="size_uncertain",
+            value=best.upper / best.lower,
+            message=f"the best size is known only to lie {size_range(best.lower, best.upper)}.",
+        )
+    wanted = best.num_tokens / best.num_params
+    ratio = row.train_tokens / found.size
+    if wanted > found.most_tokens_per_param and ratio < wanted:
+        yield Caution(
+            code="held_tokens_per_param",
+            value=found.most_tokens_per_param,
+            message=f"the law would train {format_number(wanted)} tokens per parameter; options "
+            f"are held to {format_number(found.most_tokens_per_param)}, twice the most of any "
+            f"trial: longer trials of small models would tell.",
+        )
+
+
+def size_range(lower: float, upper: float) -> str:
+    """Return an interval of sizes as people read it, an end that nothing bounds being named.
+
+    >>> size_range(1.2e6, 3e6), size_range(1e-4, 3e6)
+    ('between 1.2M and 3M parameters', 'below 3M parameters')
+    """
+    if lower < _NO_MODEL and upper > _NO_CLUSTER:
+        return "anywhere"
+    if lower < _NO_MODEL:
+        return f"below {format_count(upper)} parameters"
+    if upper > _NO_CLUSTER:
+        return f"above {format_count(lower)} parameters"
+    return f"between {format_count(lower)} and {format_count(upper)} parameters"
 
 
 def _of_setting(setting: TunedSetting, found: Findings) -> Iterator[Caution]:

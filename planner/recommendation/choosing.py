@@ -38,6 +38,9 @@ _BEYOND_OPTIMUM: Final = 8.0
 _CRITICAL_BATCH_EXPONENT: Final = 0.47
 """Growth of the critical batch with data (Zhang et al. 2024, arXiv:2410.21676)."""
 _TARGET_FACTOR: Final = 10.0
+_LONGER: Final = 2.0
+"""Tokens per parameter beyond the most that was tried, as a factor: scaling size and tokens together
+is what a law is for; a ratio far from every trial is a guess about one of its terms alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +96,8 @@ def recommend(
     place = resolve_cluster(cluster or study.cluster)
     evidence = _evidence(study, results)
     terms, setting = _terms(law, budget, study, evidence, place, level)
+    if max_params is None:
+        terms = replace(terms, most_tokens_per_param=_most_tokens_per_param(law, evidence))
     shapes = _shapes(evidence, terms, max_params)
     table = build_table(shapes, terms)
     choice = _least(table, place)
@@ -123,6 +128,7 @@ def recommend(
         batch_growth=growth,
         calibration=terms.calibration,
         unique_tokens=evidence.unique_tokens,
+        most_tokens_per_param=terms.most_tokens_per_param,
     )
     warnings = cautions(found)
     word, reasons = confidence(found, warnings)
@@ -139,6 +145,7 @@ def recommend(
         level=level,
         best_num_params=(size.num_params, size.lower, size.upper),
         size_shift=terms.size_shift,
+        most_tokens_per_param=_finite(terms.most_tokens_per_param),
         extrapolation_factor=found.extrapolation_factor,
         confidence=word,
         reasons=reasons,
@@ -151,6 +158,10 @@ def recommend(
         rejected=table.rejected,
         planner_version=law.planner_version,
     )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _least(table: Table, cluster: Cluster) -> Option:
@@ -257,6 +268,16 @@ def _terms(
 def _tuned(name: str, law: ScalingLaw, evidence: _Evidence, best: float) -> TunedSetting:
     sizes = [law_params(law, config.model) for _, config in evidence.finished]
     return tune(name, rows_of(evidence.finished, law, sizes, name), best)
+
+
+def _most_tokens_per_param(law: ScalingLaw, evidence: _Evidence) -> float:
+    """Return the most tokens per parameter that an option is trained on."""
+    tried = [
+        (trial.train_tokens or 0) / law_params(law, config.model)
+        for trial, config in evidence.finished
+    ]
+    widest = law.fitted_range.num_tokens[1] / law.fitted_range.num_params[0]
+    return _LONGER * max(tried, default=widest)
 
 
 def _batch_growth(law: ScalingLaw, num_tokens: float) -> int:

@@ -24,6 +24,7 @@ __all__ = ["MIN_STEPS", "Shortfall", "Table", "Terms", "build_table", "law_param
 
 MIN_STEPS: Final = 20
 """Fewer optimizer steps are no training: warm-up and decay need some."""
+_MOST_STEPS: Final = 1e12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,6 +40,8 @@ class Terms:
     learning_rate: TunedSetting
     sequences_per_step: int
     calibration: Calibration
+    most_tokens_per_param: float = math.inf
+    """No option is trained on more tokens per parameter (as the law counts) than this."""
     size_shift: float = 1.0
     """See `sizing.py`."""
 
@@ -227,12 +230,15 @@ def _option(layout: _Layout, terms: Terms, number: int, is_balanced: bool) -> Op
     """Return the layout trained to the end of the budget; its loss is filled in later."""
     limits = terms.budget.limits()
     _require_known(limits, layout.cost)
+    config, cost = layout.config, layout.cost
     steps = {
         name: (limit - layout.start[name]) / layout.per_step[name] for name, limit in limits.items()
     }
+    if min(steps.values()) * (1 + 1e-9) >= MIN_STEPS:
+        most = terms.most_tokens_per_param * law_params(terms.law, config.model)
+        steps["tokens_per_param"] = max(most / config.tokens_per_step, MIN_STEPS)
     binding = min(steps, key=lambda name: steps[name])
-    num_steps = math.floor(steps[binding] * (1 + 1e-9))
-    config, cost = layout.config, layout.cost
+    num_steps = math.floor(min(steps[binding] * (1 + 1e-9), _MOST_STEPS))
     if num_steps < MIN_STEPS:
         needs = {n: layout.start[n] + MIN_STEPS * layout.per_step[n] for n in limits}
         worst = max(limits, key=lambda name: needs[name] / limits[name])

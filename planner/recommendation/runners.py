@@ -48,8 +48,13 @@ def _kind(option: Option) -> tuple[object, ...]:
 
 def _proposals(choice: Option, options: Sequence[Option]) -> Iterator[tuple[str, Option]]:
     """Yield options worth naming, the most useful first; then the next best shapes."""
+    eligible = [row for row in options if row.is_eligible] or list(options)
     near = [row for row in options if row.predicted_loss <= choice.predicted_loss * (1 + _NEARLY)]
-    smaller = [r for r in near if r.num_params <= choice.num_params * (1 - 3 * _NOTICEABLE)]
+    smaller = [
+        r
+        for r in near
+        if r.is_eligible and r.num_params <= choice.num_params * (1 - 3 * _NOTICEABLE)
+    ]
     if smaller:
         fewest = min(row.num_params for row in smaller)
         yield "smaller to serve", min((r for r in smaller if r.num_params == fewest), key=rank)
@@ -57,11 +62,10 @@ def _proposals(choice: Option, options: Sequence[Option]) -> Iterator[tuple[str,
         best = min(near, key=_of(column), default=None)
         if best is not None and _of(column)(best) <= _of(column)(choice) * (1 - _NOTICEABLE):
             yield title, best
-    larger = [r for r in options if r.num_params >= choice.num_params * (1 + 3 * _NOTICEABLE)]
+    larger = [r for r in eligible if r.num_params >= choice.num_params * (1 + 3 * _NOTICEABLE)]
     if larger:
         yield "larger", min(larger, key=rank)
-    eligible = [row for row in options if row.is_eligible]
-    for row in sorted(eligible or options, key=rank):
+    for row in sorted(eligible, key=rank):
         if (row.num_layers, row.d_model) != (choice.num_layers, choice.d_model):
             yield "next best shape", row
     for row in sorted(options, key=rank):

@@ -20,6 +20,8 @@ _WIDTH_STEP: Final = 1.12
 """Widths rise by about this: parameters by 1.4, less than any law's optimum is known to."""
 _FURTHER_DOWN: Final = 4
 """The narrowest rung is this much narrower than the narrowest tried model."""
+_DEEP: Final = 3
+"""Layers from which one more changes the aspect ratio by a third at most: a rung in between."""
 _MAX_RUNGS: Final = 80
 
 
@@ -51,10 +53,13 @@ def _rungs(tried: Sequence[ModelConfig], most_params: float) -> Iterator[ModelCo
     last = 0
     for _ in range(_MAX_RUNGS):
         rounded = _round_width(max(width, last + 1), widest.head_dim)
-        model = _shape(widest, rounded, max(1, round(_depth(tried, rounded))))
+        depth = max(1, round(_depth(tried, rounded)))
+        model = _shape(widest, rounded, depth)
         if count_params(model).total > most_params:
             return
         yield model
+        if depth >= _DEEP:
+            yield _shape(widest, rounded, depth + 1)
         last, width = rounded, max(width, rounded) * _WIDTH_STEP
 
 

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import ArrayLike
 
 from planner.curves import Prediction, ScalingLaw, optimal_allocation
 
-__all__ = ["Sizing", "predict", "size_at"]
+__all__ = ["Sizing", "point_loss", "predict", "size_at"]
+
+Array = npt.NDArray[np.float64]
 
 _REACH: Final = 64.0
 _NUM_POINTS: Final = 801
@@ -31,6 +34,8 @@ class Sizing:
     num_params: float
     lower: float
     upper: float
+    num_tokens: float
+    """Best number of tokens at that compute."""
     shift: float
     """The allocation's best size over the surface's."""
 
@@ -40,7 +45,7 @@ def size_at(law: ScalingLaw, num_params: float, num_tokens: float, level: float)
     compute = 6.0 * num_params * num_tokens
     best = optimal_allocation(law, compute, level=level)
     sizes = best.num_params * np.geomspace(1 / _REACH, _REACH, _NUM_POINTS)
-    losses = law.predict(sizes, compute / 6.0 / sizes).loss
+    losses = point_loss(law, sizes, compute / 6.0 / sizes)
     least = int(np.argmin(losses))
     shift = best.num_params / float(sizes[least])
     if least in (0, _NUM_POINTS - 1) or not 1 / _FARTHEST <= shift <= _FARTHEST:
@@ -49,8 +54,16 @@ def size_at(law: ScalingLaw, num_params: float, num_tokens: float, level: float)
         num_params=best.num_params,
         lower=best.num_params_lower,
         upper=best.num_params_upper,
+        num_tokens=compute / 6.0 / best.num_params,
         shift=shift,
     )
+
+
+def point_loss(law: ScalingLaw, num_params: Array, num_tokens: Array) -> Array:
+    """Return the law's predicted loss without intervals, shape of the (equal) arguments."""
+    columns = {"num_params": num_params.ravel(), "num_tokens": num_tokens.ravel()}
+    total = sum(part.weight * part.log_loss(columns) for part in law.components)
+    return np.asarray(np.exp(total)).reshape(num_params.shape)
 
 
 def predict(

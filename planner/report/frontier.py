@@ -1,4 +1,4 @@
-"""The envelope of a law over the shapes that can be built: the least loss at each compute."""
+"""The envelope of a law over the sizes that can be built: the least loss at each compute."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from planner.costs import count_params, train_flops_per_token
 from planner.recommendation.options import law_params
 from planner.recommendation.shapes import ladder
-from planner.recommendation.sizing import predict
+from planner.recommendation.sizing import point_loss, predict
 from planner.report.contents import Contents
 from planner.trial import TrialState
 
@@ -20,6 +20,8 @@ __all__ = ["Frontier", "frontier"]
 Array = npt.NDArray[np.float64]
 
 _NUM_POINTS: Final = 61
+_NUM_SIZES: Final = 241
+"""Sizes between the shapes: the envelope is that of the law, not of the rungs."""
 _MARGIN: Final = 1.6
 """Factor by which the envelope is drawn beyond the data and the budget."""
 _LARGER: Final = 8.0
@@ -53,23 +55,27 @@ def frontier(contents: Contents) -> Frontier | None:
         largest = max(largest, answer.choice.num_params)
     shapes = ladder(models, _LARGER * largest)
     compute = np.geomspace(min(flops) / _MARGIN, last * _MARGIN, _NUM_POINTS)
-    sizes = np.array([law_params(law, model) for model in shapes], float)
-    per_token = np.array([train_flops_per_token(model) for model in shapes])
+    known = np.unique(
+        [(law_params(law, model), train_flops_per_token(model)) for model in shapes], axis=0
+    )
+    sizes = np.geomspace(known[0, 0], known[-1, 0], _NUM_SIZES)
+    per_token = np.exp(np.interp(np.log(sizes), *np.log(known.T)))
     tokens = compute[:, None] / per_token[None, :]
+    if answer is not None and answer.most_tokens_per_param is not None:
+        tokens = np.minimum(tokens, answer.most_tokens_per_param * sizes[None, :])
     level = answer.level if answer is not None else law.level
     shift = answer.size_shift if answer is not None else 1.0
+    wide = np.broadcast_to(sizes, tokens.shape)
+    losses = point_loss(law, wide / shift, tokens * shift)
+    best = np.argmin(losses, axis=1)
     prediction = predict(
-        law, sizes[None, :], tokens, shift=shift, level=level, train_flops=compute[:, None]
-    )
-    best = np.argmin(prediction.loss, axis=1)[:, None]
-
-    def along(values: Array) -> Array:
-        return np.asarray(np.take_along_axis(values, best, axis=1)[:, 0])
-
+        law, sizes[best], tokens[np.arange(_NUM_POINTS), best], shift=shift, level=level,
+        train_flops=compute,
+    )  # fmt: skip
     return Frontier(
         train_flops=compute,
-        loss=along(prediction.loss),
-        loss_lower=along(prediction.loss_lower),
-        loss_upper=along(prediction.loss_upper),
+        loss=prediction.loss,
+        loss_lower=prediction.loss_lower,
+        loss_upper=prediction.loss_upper,
         level=level,
     )

@@ -72,6 +72,7 @@ def _with_markup(drawing: Drawing) -> dict[str, object]:
 
 def _values(contents: Contents) -> dict[str, Any]:
     answer, law = contents.recommendation, contents.law
+    warnings = () if answer is None else answer.warnings
     return {
         "schema": SCHEMA,
         "run": contents.folder.name,
@@ -81,7 +82,8 @@ def _values(contents: Contents) -> dict[str, Any]:
         "obstacle": contents.obstacle,
         "losses": losses_text(contents),
         "decision": [] if answer is None else list(decision(answer, contents)),
-        "warnings": [] if answer is None else answer.warnings,
+        "warnings": [w for w in warnings if not w.code.startswith("law:")],
+        "fit_warnings": [] if law is None else law.warnings,
         "runners_up": None if answer is None else tables.runners_up(answer),
         "settings": None if answer is None else tables.settings(answer),
         "trials": tables.trials(contents),

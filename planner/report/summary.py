@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from planner.budget import format_amount
 from planner.curves import curve_forms
 from planner.recommendation import Recommendation
+from planner.recommendation.cautions import size_range
 from planner.report.contents import Contents
 from planner.trial import TrialState
 from planner.units import format_count, format_flops, format_number
@@ -40,8 +41,12 @@ def decision(answer: Recommendation, contents: Contents) -> Iterator[tuple[str, 
         f"{row.predicted_loss:.3f} nats per token; {answer.level:.0%} of such trainings should end "
         f"between {row.loss_lower:.3f} and {row.loss_upper:.3f}",
     )
-    size, low, high = (format_count(value) for value in answer.best_num_params)
-    yield "Best size by the law", f"{size} parameters, {answer.level:.0%} interval {low} to {high}"
+    size, low, high = answer.best_num_params
+    yield (
+        "Best size",
+        f"{format_count(size)} parameters by the law, {answer.level:.0%} interval "
+        f"{size_range(low, high)}",
+    )
     if contents.losses is not None:
         yield "Best trial so far", losses_text(contents)
     costs = [format_amount("seconds", row.seconds), format_amount("device_hours", row.device_hours)]

@@ -171,7 +171,7 @@ def unfinished(contents: Contents) -> Table | None:
     """Return the trials that found no loss to learn from, with the reason, or None."""
     states = (
         TrialState.DIVERGED, TrialState.OUT_OF_MEMORY, TrialState.FAILED, TrialState.INFEASIBLE,
-        TrialState.RUNNING,
+        TrialState.RUNNING, TrialState.PLANNED,
     )  # fmt: skip
     found = sorted(contents.with_state(*states), key=_trial_order)[:_MAX_TRIALS]
     if not found:

@@ -23,6 +23,7 @@ from planner.recommendation import (
 )
 from planner.recommendation.sizing import predict, size_at
 from planner.results import Results
+from planner.trial import TrialState
 
 LIMITS = {
     "flops": 1e15,
@@ -96,6 +97,19 @@ def test_a_larger_budget_never_predicts_a_worse_loss(
     assert losses[1] <= losses[0] * 1.001
 
 
+def test_no_option_has_more_than_twice_the_tokens_per_parameter_of_any_trial(
+    answer: Recommendation, results: Results
+) -> None:
+    most = 2 * max(
+        (t.train_tokens or 0) / (t.num_params or 1)
+        for t in results.trials
+        if t.state is TrialState.COMPLETED
+    )
+    assert answer.most_tokens_per_param == pytest.approx(most)
+    assert all(row.train_tokens <= most * row.num_params for row in answer.table)
+    assert any(row.binding == "tokens_per_param" for row in answer.table)
+
+
 def test_the_interval_is_the_prediction_interval_of_the_law_at_the_choice(
     answer: Recommendation, law: ScalingLaw
 ) -> None:
@@ -110,14 +124,15 @@ def test_the_interval_is_the_prediction_interval_of_the_law_at_the_choice(
     )
 
 
-def test_the_recommended_size_is_the_rung_nearest_to_the_allocation(
-    answer: Recommendation, law: ScalingLaw
+def test_the_recommended_size_is_near_the_allocation_where_nothing_else_holds_it(
+    law: ScalingLaw, results: Results
 ) -> None:
-    best = optimal_allocation(
-        law, 6.0 * answer.choice.num_params * answer.choice.train_tokens
-    ).num_params
-    assert abs(np.log(answer.choice.num_params / best)) < 0.5
-    low, high = answer.best_num_params[1:]
+    found = recommend(law, Budget(flops=1e15), results.study, results=results, max_params=10**9)
+    row = found.choice
+    best = optimal_allocation(law, 6.0 * row.num_params * row.train_tokens).num_params
+    assert found.most_tokens_per_param is None
+    assert abs(np.log(row.num_params / best)) < 0.4
+    low, high = found.best_num_params[1:]
     assert low <= best * 1.01
     assert high >= best * 0.99
 
