@@ -150,7 +150,7 @@ def fit_residual(points: Array, residuals: Array, *, robust: bool = False) -> Re
             factor = cho_factor(matrix, lower=True)
             weights = cho_solve(factor, residuals)
             score = -0.5 * residuals @ weights - np.log(np.diag(factor[0])).sum()
-            score -= np.log(amplitude / 0.08) ** 2 / 2.0 + np.log(noise / 0.04) ** 2
+            score -= np.log(amplitude / 0.15) ** 2 / 2.0 + np.log(noise / 0.04) ** 2
             if score > best_score:
                 best_score = score
                 best = Residual(

@@ -150,7 +150,7 @@ def _activations(w: Workload) -> tuple[Array, Array]:
 
 
 def _logits(w: Workload, constants: MemoryConstants) -> Array:
-    """Bytes of logits, softmax and their gradient for one micro-batch, T V / t (B + 4 to 12)."""
+    """Bytes of logits, softmax and their gradient for one micro-batch, T V / t (B + 4 to 8)."""
     tokens = w.micro_batch * w.sequence_tokens / w.context
     whole = tokens * w.vocab_size / w.tensor * (w.activation_bytes + w.loss_bytes)
     whole = whole * constants.loss_factor

@@ -53,8 +53,11 @@ class TableRow:
     step_seconds: float | None
     memory_bytes: float | None
     memory_kind: str
+    status: str
+    """`ok`, or what the table says instead, such as `oom`."""
     config_key: str
     """Equal for repetitions of one configuration; splits go by it."""
+    is_recompute_known: bool = True
     weak: str = ""
     """Why the estimate is of low confidence, if it is."""
 
@@ -206,7 +209,7 @@ def _precision_fields(row: Mapping[str, str], cluster: Cluster, precision: str) 
     framework = _text(row, "framework")
     in_place = "mega" in framework or "deepspeed" in framework
     fields = {
-        "loss_bytes": 4.0 if in_place else 12.0,
+        "loss_bytes": 4.0 if in_place else 8.0,
         "peak_flops_per_second": peak, "attention_peak_flops_per_second": core,
         "vector_flops_per_second": cluster.device.peaks.get("fp32", peak / 16.0),
         "is_fp8": float(precision in ("fp8", "fp4")), "activation_bytes": 2.0, "gather_bytes": 2.0,
@@ -287,7 +290,9 @@ def table_row(row: Mapping[str, str]) -> TableRow:
         step_seconds=step or None,
         memory_bytes=memory * GIB or None,
         memory_kind=_text(row, "mem_kind"),
+        status=_text(row, "status") or "ok",
         config_key="|".join((row.get(name) or "") for name in _CONFIG_COLUMNS),
+        is_recompute_known=_text(row, "recompute") != "unknown",
         weak=_weakness(shape, precision, context, cluster),
     )
 

@@ -104,8 +104,8 @@ class Workload:
     """Per gradient on the wire."""
     gather_bytes: Number = 2.0
     """Per parameter on the wire, where parameters are sharded."""
-    loss_bytes: Number = 12.0
-    """Per logit beyond the stored one: fp32 copy, softmax and gradient; 4 where they share a buffer."""
+    loss_bytes: Number = 8.0
+    """Per logit beyond the stored one: softmax and gradient in fp32; 4 where they share a buffer."""
     buffer_bytes: Number = 0.0
     """Communication buffers of the framework, per device."""
     exposed: Number = 1.0
@@ -208,7 +208,7 @@ def precision_fields(
         "vector_flops_per_second": device_peaks.get("fp32", device_peaks[attention] / 16.0),
         "is_fp8": float(precision == "fp8"),
         "activation_bytes": 2.0 if half else 4.0,
-        "loss_bytes": 12.0 if half else 8.0,
+        "loss_bytes": 8.0,
         "param_bytes": 4.0,
         "gradient_bytes": 4.0,
         "optimizer_bytes": optimizer_moment_bytes(optimizer),
