@@ -56,7 +56,7 @@ def make_stepper(config: TrialConfig) -> Stepper:
 def engine_step(stepper: Stepper) -> Callable[[int], object]:
     """Return a function that takes the numbered step."""
     per_step = stepper.config.batch.sequences_per_step
-    return lambda number: stepper.step(number * per_step, 0.5)
+    return lambda number: stepper.step(number * per_step, per_step, 0.5)
 
 
 def median_cpu_seconds(steps: list[Callable[[int], object]], rounds: int) -> list[float]:

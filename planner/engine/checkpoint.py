@@ -47,6 +47,8 @@ class Saved:
     train_seconds: float
     elapsed_seconds: float
     first_loss: float
+    best_val_loss: float | None = None
+    reports_since_best: int = 0
     corpus_hash: str
     model: dict[str, Any]
     """The ModelConfig as plain data."""

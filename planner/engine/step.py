@@ -14,7 +14,7 @@ from planner.engine.parallel.gradients import scale_gradients, squared_norm, sum
 from planner.engine.parallel.groups import make_groups, sum_in
 from planner.engine.parallel.tied import TiedEmbedding
 from planner.engine.parallel.workers import Workers
-from planner.engine.schedules import learning_rate_factor
+from planner.engine.schedules import learning_rate_factor, scaled_learning_rate
 from planner.engine.tasks import NextToken
 from planner.trial import TrialConfig
 
@@ -29,12 +29,14 @@ class Stepper:
     def __init__(self, config: TrialConfig, workers: Workers, windows: Windows) -> None:
         self.config, self.workers, self.windows = config, workers, windows
         self.groups = make_groups(config.layout, workers.rank, workers.device.type)
-        loss = make_token_loss(self.groups)
-        self.task = NextToken(windows, training=loss, validation=loss)
+        self.task = NextToken(
+            windows,
+            training=make_token_loss(self.groups, config.optimizer.label_smoothing),
+            validation=make_token_loss(self.groups),
+        )
         compute = COMPUTE_DTYPES[config.precision.compute]
         self.local = build_local_model(config, self.groups, workers.device, compute)
         self.named = self.local.named_parameters()
-        self._share = config.batch.sequences_per_step // self.groups.num_data
         self._arrange_updates()
         self._arrange_passes()
 
@@ -47,7 +49,7 @@ class Stepper:
 
             self._partition = Partition(self.named, self.groups)
             updated = self._partition.own
-        self.optimizer = build_optimizer(self.config.optimizer, updated)
+        self.optimizer = build_optimizer(self.config.optimizer, updated, self.config.model.d_model)
         self._all = [parameter for _, parameter in self.named]
         self._partial = [p for name, p in self.named if name in self.local.partial]
         self._tied = TiedEmbedding.of(self.local, self.groups)
@@ -73,32 +75,36 @@ class Stepper:
         """
         return 1.0 / (self.groups.num_data * self.config.layout.tensor_parallel)
 
-    def step(self, first_sample: int, progress: float) -> torch.Tensor:
+    def step(self, first_sample: int, sequences: int, progress: float) -> torch.Tensor:
         """Take one step on the samples from a global index on; return this worker's mean loss.
 
         Args:
             first_sample: Global index of the step's first sample.
+            sequences: Samples of the step, over all workers.
             progress: Share of the training done after this step, for the schedule.
         """
         config = self.config
-        rate = config.optimizer.learning_rate * learning_rate_factor(config.schedule, progress)
+        peak = scaled_learning_rate(config.optimizer, config.batch.sequences_per_step)
+        rate = peak * learning_rate_factor(config.schedule, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_factor"]
         for stage in self.local.stages.values():
             stage.train()
-        total = self._accumulate(first_sample + self.groups.data_rank * self._share)
-        self._update()
-        return total / config.num_micro_batches
+        share = sequences // self.groups.num_data
+        number = share // config.micro_batch_sequences
+        total = self._accumulate(first_sample + self.groups.data_rank * share, number)
+        self._update(number)
+        return total / number
 
-    def _accumulate(self, first_sample: int) -> torch.Tensor:
-        """Add up the gradients of this worker's samples; return the sum of the losses."""
+    def _accumulate(self, first_sample: int, number: int) -> torch.Tensor:
+        """Add up the gradients of this worker's micro-batches; return the sum of their losses."""
+        size = self.config.micro_batch_sequences
         if self._pipeline is not None:
             self._seed_dropout(first_sample)
-            tokens_BT, targets_BT = self.task.training_batch(first_sample, self._share)
+            tokens_BT, targets_BT = self.task.training_batch(first_sample, number * size)
             device = self.workers.device
             return self._pipeline.forward_backward(tokens_BT.to(device), targets_BT.to(device))
         total = torch.zeros((), device=self.workers.device)
-        size, number = self.config.micro_batch_sequences, self.config.num_micro_batches
         for micro in range(number):
             if self.groups.shards_parameters:
                 self.local.whole.set_requires_gradient_sync(micro == number - 1)
@@ -123,10 +129,13 @@ class Stepper:
             seed = hash((self.config.train.seed, first_sample, self.groups.rank("pipeline")))
             torch.manual_seed(seed & (2**63 - 1))
 
-    def _update(self) -> None:
-        """Bring the gradients together, clip them and take the optimizer's step."""
+    def _update(self, number: int) -> None:
+        """Bring the gradients together, clip them and take the optimizer's step.
+
+        Args:
+            number: Micro-batches whose gradients were added up.
+        """
         self._synchronise()
-        number = self.config.num_micro_batches
         limit = self.config.optimizer.gradient_clip_norm
         if limit is not None:
             norm = self._gradient_norm() / number

@@ -16,7 +16,7 @@ def check_supported(config: TrialConfig) -> None:
     Raises:
         InfeasibleError: With the rule and the nearest configuration that runs.
     """
-    for rule in (_check_layout, _check_pipeline, _check_tensor, _check_model):
+    for rule in (_check_layout, _check_pipeline, _check_tensor, _check_optimizer, _check_model):
         rule(config)
 
 
@@ -47,6 +47,12 @@ def _check_pipeline(config: TrialConfig) -> None:
                 hint="Use layout.virtual_pipeline=1.",
             )
         return
+    if config.batch.ramp_start_sequences is not None:
+        raise InfeasibleError(
+            "a pipeline's schedule has a fixed number of micro-batches: ramp_start_sequences="
+            f"{config.batch.ramp_start_sequences} with pipeline_parallel={stages}.",
+            hint="Leave batch.ramp_start_sequences out, or use pipeline_parallel=1.",
+        )
     name = layout.pipeline_schedule
     if name in _TWO_CHUNKS and chunks != 2:
         raise InfeasibleError(
@@ -105,6 +111,18 @@ def _check_tensor(config: TrialConfig) -> None:
             f"chunked_loss and tensor_parallel={degree} exclude each other: the logits are already "
             "split over the vocabulary.",
             hint="Set execution.chunked_loss=false.",
+        )
+
+
+def _check_optimizer(config: TrialConfig) -> None:
+    layout = config.layout
+    splits = layout.tensor_parallel > 1 or (layout.shard_parallel > 1 and layout.zero_stage > 1)
+    if config.optimizer.name == "adafactor" and splits:
+        raise InfeasibleError(
+            "adafactor keeps means over whole rows and columns and does not run on split "
+            f"parameters: tensor_parallel={layout.tensor_parallel}, "
+            f"shard_parallel={layout.shard_parallel}, zero_stage={layout.zero_stage}.",
+            hint="Use optimizer.name=adamw or lamb, or layout.zero_stage=1.",
         )
 
 

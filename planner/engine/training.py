@@ -24,6 +24,7 @@ from planner.engine.measurement import (
     reset_peak_memory,
 )
 from planner.engine.parallel.workers import Workers, join_workers
+from planner.engine.schedules import sequences_at
 from planner.engine.step import Stepper
 from planner.engine.support import check_supported, check_workers
 from planner.errors import TrialError
@@ -97,7 +98,10 @@ class _Run:
         self.reason: str | None = None
         self.step = 0
         self.sequences = 0
+        self._reported_sequences = 0
         self.first_loss: float | None = None
+        self.best_val_loss: float | None = None
+        self.reports_since_best = 0
         self.report: dict[str, Any] = {}
         self.checkpoints: Checkpoints | None = None
         self.clock = Clock(workers.device)
@@ -134,7 +138,10 @@ class _Run:
         if saved is None:
             return
         self.step, self.sequences = saved.step, saved.sequences
+        self._reported_sequences = saved.sequences
         self.first_loss, self.report = saved.first_loss, dict(saved.report)
+        self.best_val_loss = saved.best_val_loss
+        self.reports_since_best = saved.reports_since_best
         self.clock.elapsed_before = saved.elapsed_seconds
         self.clock.train_seconds = saved.train_seconds
 
@@ -153,16 +160,10 @@ class _Run:
     ) -> None:
         """Train to the end, or until it diverges or is stopped."""
         targets = self._report_targets(report_at_flops)
-        per_step = self.config.batch.sequences_per_step
         self.clock.skip()
         while self.state is TrialState.RUNNING and self.sequences < self.total_sequences:
             before = self.sequences
-            progress = min(1.0, (before + per_step) / self.total_sequences)
-            loss = self.stepper.step(before, progress)
-            self._loss_sum += loss
-            self._loss_steps += 1
-            self.step += 1
-            self.sequences += per_step
+            loss = self._step()
             due = any(before < target <= self.sequences for target in targets)
             if due or self.step % _CHECK_STEPS == 0 or self.first_loss is None:
                 self._check_training_loss(loss)
@@ -172,6 +173,20 @@ class _Run:
             self.checkpoints.close()
         if self.state is TrialState.RUNNING:
             self.state = TrialState.COMPLETED
+
+    def _step(self) -> torch.Tensor:
+        """Take one step and return this worker's mean loss."""
+        left = self.total_sequences - self.sequences
+        wanted = sequences_at(self.config, self.sequences / self.total_sequences)
+        unit = self.config.micro_batch_sequences * self.config.layout.data_shards
+        size = min(wanted, -(-left // unit) * unit)
+        progress = min(1.0, (self.sequences + size) / self.total_sequences)
+        loss = self.stepper.step(self.sequences, size, progress)
+        self._loss_sum += loss
+        self._loss_steps += 1
+        self.step += 1
+        self.sequences += size
+        return loss
 
     def _report_targets(self, report_at_flops: Sequence[float]) -> list[int]:
         """Return the numbers of sequences at which to report."""
@@ -205,8 +220,9 @@ class _Run:
 
     def _report(self, on_metrics: OnMetrics | None) -> None:
         """Validate, write a checkpoint, tell the caller and hear whether to stop; collective."""
-        per_step = self.config.tokens_per_step
-        self.clock.lap_steps(self._loss_steps * per_step)
+        new_sequences = self.sequences - self._reported_sequences
+        self._reported_sequences = self.sequences
+        self.clock.lap_steps(new_sequences * self.config.model.sequence_length)
         val_loss = self.stepper.validate()
         self.clock.lap_validation()
         train_loss = self._mean_over_workers(self._loss_sum) / self._loss_steps
@@ -214,17 +230,35 @@ class _Run:
         self._loss_steps = 0
         self.report = {"val_loss": val_loss, "train_loss": train_loss, **self._measured()}
         self._check(val_loss, "validation")
+        improved = self.best_val_loss is None or val_loss < self.best_val_loss
+        self.best_val_loss = val_loss if improved else self.best_val_loss
+        self.reports_since_best = 0 if improved else self.reports_since_best + 1
         if self.state is not TrialState.RUNNING:
             return
         if self.checkpoints is not None:
             self._save(self.checkpoints)
+        self._check_patience()
         stop = False
         if on_metrics is not None and self.workers.is_first:
             stop = on_metrics(dict(self.report)) is False
-        if self.workers.any(stop) and self.sequences < self.total_sequences:
+        if (
+            self.workers.any(stop)
+            and self.state is TrialState.RUNNING
+            and self.sequences < self.total_sequences
+        ):
             self.state = TrialState.STOPPED
             self.reason = "stopped by the caller at a report"
         self.clock.skip()
+
+    def _check_patience(self) -> None:
+        """Stop where the validation loss has not fallen for the configured number of reports."""
+        patience = self.config.train.patience_reports
+        if patience is not None and self.reports_since_best >= patience:
+            self.state = TrialState.STOPPED
+            self.reason = (
+                f"the validation loss has not fallen below {self.best_val_loss:.4g} for {patience} "
+                "reports (patience_reports)"
+            )
 
     def _measured(self) -> dict[str, Any]:
         """Return what is known of the trial's cost at this moment; a collective call."""
@@ -266,6 +300,8 @@ class _Run:
             train_seconds=self.clock.train_seconds,
             elapsed_seconds=self.clock.elapsed_seconds,
             first_loss=self.first_loss or 0.0,
+            best_val_loss=self.best_val_loss,
+            reports_since_best=self.reports_since_best,
             corpus_hash=self.corpus.content_hash,
             model=self.config.model.model_dump(mode="json"),
             seed=self.config.train.seed,

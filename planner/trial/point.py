@@ -65,6 +65,12 @@ class TrialConfig(Config):
         must_divide("tensor_parallel", layout.tensor_parallel, "num_heads", model.heads)
         must_divide("tensor_parallel", layout.tensor_parallel, "num_kv_heads", model.kv_heads)
         must_divide("tensor_parallel", layout.tensor_parallel, "d_ff", model.ff_width)
+        ramp = batch.ramp_start_sequences
+        if ramp is not None and ramp > batch.sequences_per_step:
+            raise ValueError(
+                "ramp_start_sequences must not exceed sequences_per_step: "
+                f"{ramp} and {batch.sequences_per_step}"
+            )
         stages = layout.pipeline_parallel * layout.virtual_pipeline
         if stages > model.num_layers:
             raise ValueError(

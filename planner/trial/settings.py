@@ -26,38 +26,66 @@ class BatchConfig(Config):
     """Sequences per optimizer step, over all workers."""
     micro_batch_sequences: PositiveCount | None = None
     """Sequences per forward pass of one worker; by default a worker's whole share."""
+    ramp_start_sequences: PositiveCount | None = None
+    """Sequences per step at the start of a linear ramp to sequences_per_step; none is no ramp."""
+    ramp_fraction: Fraction = 0.2
+    """Share of the training tokens over which the ramp goes on."""
 
 
 class OptimizerConfig(Config):
     """Optimizer and regularisation."""
 
-    name: Literal["adamw"] = "adamw"
-    """AdamW with decoupled weight decay, fused."""
+    name: Literal["adamw", "adam", "sgd", "adagrad", "rmsprop", "lamb", "adafactor", "muon"] = (
+        "adamw"
+    )
+    """Update rule; `muon` updates the layers' matrices and leaves the rest to AdamW."""
     learning_rate: PositiveFloat = 1e-3
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decoupled weight decay of matrices; norms, biases and embeddings of position have none."""
+    """Weight decay of matrices; norms, biases and embeddings of position have none. Decoupled in
+    adamw, lamb, adafactor and muon, added to the gradient in the others."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the first moment."""
+    """Decay of the first moment (adam, adamw, lamb, and adamw's part of muon)."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """Decay of the second moment."""
+    """Decay of the second moment (as beta1, and rmsprop)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Momentum of sgd, rmsprop (by default none) and muon (by default 0.95)."""
+    nesterov: bool = False
+    """Whether sgd looks ahead along its momentum."""
     epsilon: PositiveFloat = 1e-8
     """Added to the root of the second moment."""
     gradient_clip_norm: PositiveFloat | None = 1.0
     """Largest norm of the gradient; none switches clipping off."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the target's probability spread over the vocabulary in training."""
+    batch_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """How the learning rate grows with sequences_per_step over base_sequences_per_step."""
+    base_sequences_per_step: PositiveCount = 16
+    """Batch at which learning_rate was chosen."""
+    width_scaling: Literal["none", "mup"] = "none"
+    """How learning rate, initial values and logits follow the width, so that a learning rate found
+    on a narrow model holds for a wide one."""
+    base_width: PositiveCount = 128
+    """d_model at which learning_rate was chosen."""
 
 
 class ScheduleConfig(Config):
     """Learning rate as a function of the step."""
 
-    name: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
+    name: Literal["constant", "cosine", "linear", "wsd", "inverse-sqrt", "step", "cyclical"] = "wsd"
     """Shape after warm-up; `wsd` is warm-up, stable, linear decay."""
     warmup_fraction: Fraction = 0.05
     """Share of the steps that warm up linearly from zero."""
     decay_fraction: Fraction = 0.2
     """Share of the steps that decay, for `wsd`."""
     final_fraction: Fraction = 0.1
-    """Learning rate at the end as a share of the peak."""
+    """Learning rate at the end (`cyclical`: at the low points) as a share of the peak."""
+    num_drops: PositiveCount = 2
+    """Drops of the `step` schedule, evenly spaced."""
+    drop_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """What each drop multiplies the learning rate with."""
+    num_cycles: PositiveCount = 4
+    """Triangles of the `cyclical` schedule."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -108,6 +136,8 @@ class TrainConfig(Config):
     """Seed of the initialisation, the data order and dropout."""
     max_loss_factor: PositiveFloat = 3.0
     """A validation or training loss above this multiple of the first one counts as divergence."""
+    patience_reports: PositiveCount | None = None
+    """Reports without a lower validation loss after which training stops; none never does."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -45,6 +45,7 @@ class Decoder(nn.Module):
         self.compute = compute
         self.is_untied = not model.tied_head
         self.dropout = model.dropout
+        self.logit_scale = 1.0
 
     def forward(
         self, tokens_BT: torch.Tensor, targets_BT: torch.Tensor | None = None
@@ -60,6 +61,8 @@ class Decoder(nn.Module):
         if self.norm is None:
             return x_BTD
         x_BTD = self.norm(x_BTD)
+        if self.logit_scale != 1.0:
+            x_BTD = x_BTD * self.logit_scale
         weight = held(self.head_weight, x_BTD.dtype)
         if targets_BT is None:
             return F.linear(x_BTD, weight)

@@ -20,8 +20,14 @@ _STD = 0.02
 """Of every matrix (Radford et al., 2019); output projections are divided by sqrt(2 num_layers)."""
 
 
-def initial_value(name: str, shape: torch.Size, *, model: ModelConfig, seed: int) -> torch.Tensor:
-    """Return the initial value of a whole parameter, fp32 on the CPU."""
+def initial_value(
+    name: str, shape: torch.Size, *, model: ModelConfig, seed: int, width_ratio: float = 1.0
+) -> torch.Tensor:
+    """Return the initial value of a whole parameter, fp32 on the CPU.
+
+    Under width scaling the variance of hidden matrices falls with d_model / base_width, which is
+    `width_ratio` (Yang et al., 2022, "Tensor Programs V", table 8).
+    """
     if name.endswith(".bias"):
         return torch.zeros(shape)
     if len(shape) == 1:
@@ -31,12 +37,20 @@ def initial_value(name: str, shape: torch.Size, *, model: ModelConfig, seed: int
     std = _STD
     if name.endswith((".wo.weight", ".w2.weight", ".experts.w2")):
         std /= math.sqrt(2 * model.num_layers)
+    if name.startswith("layers."):
+        std /= math.sqrt(width_ratio)
     return torch.randn(shape, generator=generator) * std
 
 
 @torch.no_grad()
 def materialise(
-    module: nn.Module, prefix: str, *, device: torch.device, model: ModelConfig, seed: int
+    module: nn.Module,
+    prefix: str,
+    *,
+    device: torch.device,
+    model: ModelConfig,
+    seed: int,
+    width_ratio: float = 1.0,
 ) -> None:
     """Give a module that was built without memory its memory and its initial values.
 
@@ -46,12 +60,15 @@ def materialise(
         device: Where the parameters live.
         model: Shape of the whole model.
         seed: Of the initial values.
+        width_ratio: d_model over the base width under width scaling, else 1.
     """
     for name, parameter in list(module.named_parameters()):
         if parameter.is_meta:
             owner, _, leaf = name.rpartition(".")
             place = module.get_submodule(owner)
-            whole = initial_value(prefix + name, parameter.shape, model=model, seed=seed)
+            whole = initial_value(
+                prefix + name, parameter.shape, model=model, seed=seed, width_ratio=width_ratio
+            )
             place.register_parameter(leaf, nn.Parameter(_like(parameter, whole, device)))
 
 

@@ -49,6 +49,7 @@ def build_local_model(
     layout = config.layout
     with torch.device("meta"):
         model = build_model(config.model, compute)
+    model.logit_scale = 1.0 / _width_ratio(config)
     stages = {0: model}
     if layout.pipeline_parallel > 1:
         from planner.engine.parallel.pipeline import cut, own_stages
@@ -62,6 +63,12 @@ def build_local_model(
     for stage in stages.values():
         _finish(stage, config, groups, device, compute)
     return local
+
+
+def _width_ratio(config: TrialConfig) -> float:
+    """Return d_model over the base width under width scaling, else 1."""
+    optimizer = config.optimizer
+    return config.model.d_model / optimizer.base_width if optimizer.width_scaling == "mup" else 1.0
 
 
 def _split_tensors(local: LocalModel, groups: Groups) -> None:
@@ -85,15 +92,19 @@ def _finish(
 ) -> None:
     """Give a stage its memory and values, block by block, and shard it where the layout says."""
     shards = groups.shards_parameters
+    values: dict[str, Any] = {
+        "device": device,
+        "model": config.model,
+        "seed": config.train.seed,
+        "width_ratio": _width_ratio(config),
+    }
     reduce = torch.float32
     if shards:
         from planner.engine.parallel.shard import shard_module
     for name, block in list(stage.layers.items()):
-        materialise(
-            block, f"layers.{name}.", device=device, model=config.model, seed=config.train.seed
-        )
+        materialise(block, f"layers.{name}.", **values)
         if shards:
             shard_module(block, groups, compute, reduce)
-    materialise(stage, "", device=device, model=config.model, seed=config.train.seed)
+    materialise(stage, "", **values)
     if shards:
         shard_module(stage, groups, compute, reduce)
