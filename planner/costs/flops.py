@@ -15,8 +15,10 @@ from planner.trial import ModelConfig, TrialConfig
 __all__ = [
     "MFU_CONVENTION",
     "attention_flops_per_token",
+    "chinchilla_flops_per_token",
     "forward_flops_per_token",
     "matmul_params",
+    "megatron_flops_per_step",
     "num_train_tokens",
     "recompute_flops_per_token",
     "shape_flops_per_token",
@@ -122,3 +124,34 @@ def num_train_tokens(config: TrialConfig) -> int:
     else:
         tokens = (train.flops or 0.0) / train_flops_per_token(config.model)
     return max(1, round(tokens / config.tokens_per_step)) * config.tokens_per_step
+
+
+def chinchilla_flops_per_token(shape: ModelShape, *, with_vocabulary: bool = True) -> float:
+    """Training FLOPs of one token as Hoffmann et al. count them.
+
+    3 (2 V h + L (6 h q + 2 s q + 3 a s + 2 s q + 2 q h + 4 h f) + 2 h V), embeddings and softmax
+    included. The ratios to 6 N D that their table A4 prints follow without the two terms in V,
+    while N has them.
+
+    Source: Hoffmann et al. 2022 (arXiv:2203.15556), appendix F.
+    """
+    h, q, s = shape.d_model, shape.query_width, shape.sequence_length
+    attention = 6.0 * h * q + 4.0 * s * q + 3.0 * shape.num_heads * s + 2.0 * q * h
+    dense = 2.0 * shape.mlp_matrices * h * shape.d_ff
+    vocabulary = 4.0 * shape.vocab_size * h if with_vocabulary else 0.0
+    return 3.0 * (vocabulary + shape.num_layers * (attention + dense))
+
+
+def megatron_flops_per_step(shape: ModelShape, sequences: int, *, recomputes: bool) -> float:
+    """FLOPs of one step as Narayanan et al. count them, hardware FLOPs if everything is recomputed.
+
+    96 B s L h^2 (1 + s / (6 h) + V / (16 L h)) with full recomputation,
+    72 B s L h^2 (1 + s / (6 h) + V / (12 L h)) without.
+
+    Source: Narayanan et al. 2021 (arXiv:2104.04473), equation 3; Korthikanti et al. 2022
+    (arXiv:2205.05198), equation 7.
+    """
+    h, s, layers = shape.d_model, shape.sequence_length, shape.num_layers
+    factor, logits = (96.0, 16.0) if recomputes else (72.0, 12.0)
+    inner = 1.0 + s / (6.0 * h) + shape.vocab_size / (logits * layers * h)
+    return factor * sequences * s * layers * h**2 * inner
