@@ -46,7 +46,8 @@ class CurveForm:
     predict: Callable[[FloatArray, Columns], FloatArray]
     """(params (s, p), columns of shape (k,)) -> loss (s, k)."""
     fit: Callable[[Points, Objective, FloatArray | None], Fitted]
-    """(points, objective, weights (batch, n) or None for one row of ones) -> Fitted."""
+    """(points, objective, weights (batch, n)) -> Fitted. None is one row of ones, fitted from more
+    starts."""
     draw: Callable[[Points, int, int], FloatArray] | None = None
     """(points, number of draws, seed) -> params (draws, p), where it is not the bootstrap of
     `fit`."""
@@ -205,7 +206,7 @@ def robust_fit(
         ones = np.ones((len(theta), len(points)))
         theta, value = minimize_robust(model, target, theta, ones, delta=objective.delta)
         theta, value = best_per_weighting(theta, value, 1)
-        if weights is not None:
+        if weights is not None and not (len(weights) == 1 and (weights == 1.0).all()):
             repeated = np.repeat(theta, len(weights), axis=0)
             theta, value = minimize_robust(model, target, repeated, weights, delta=objective.delta)
         with np.errstate(over="ignore"):
@@ -234,8 +235,9 @@ def surface_starts(points: Points) -> FloatArray:
     x, y = log_means(points)
     objective = OBJECTIVES["huber_log"]
     rows = []
+    equal = np.ones((1, len(points)))
     for fitted in (_fit_free, _fit_tied):
-        e, a, b, alpha, beta = fitted(points, objective, None)[0][0]
+        e, a, b, alpha, beta = fitted(points, objective, equal)[0][0]
         with np.errstate(divide="ignore"):
             logs = [np.log(a) - alpha * x, np.log(b) - beta * y]
         low_e = np.log(max(e, 0.05 * points.loss.min()))

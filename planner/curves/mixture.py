@@ -67,7 +67,8 @@ def backtest(
         for place, form in enumerate(forms):
             if len(train) < form.min_rows:
                 continue
-            params = form.fit(train, objective, None)[0]
+            equal = None if form.draw is not None else np.ones((1, len(train)))
+            params = form.fit(train, objective, equal)[0]
             error = _log_error(form, params, test)[0]
             expected = _expected_error(form, params, train, test, objective) if not place else None
             rows.append(

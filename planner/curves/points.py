@@ -245,5 +245,14 @@ def _without_duplicates(points: Points) -> Points:
 
 
 def count_distinct(values: FloatArray, tolerance: float = 0.02) -> int:
-    """Return how many values there are when those within the relative tolerance count as one."""
-    return 1 + int((np.diff(np.unique(np.log(values))) > tolerance).sum())
+    """Return how many values there are when those within the relative tolerance count as one.
+
+    >>> count_distinct(np.array([1e8, 1.01e8, 2e8]))
+    2
+    """
+    logs = np.unique(np.log(values))
+    num, place = 0, 0
+    while place < logs.size:
+        num += 1
+        place = int(np.searchsorted(logs, logs[place] + tolerance, side="right"))
+    return num
