@@ -22,6 +22,7 @@ _WIDE: Final = 0.10
 _NARROW: Final = 0.03
 _LOOSE: Final = 3.0
 """Factor to either side from which the best size counts as loosely known."""
+_MUCH_LARGER: Final = 4.0
 _NO_MODEL: Final = 100.0
 _NO_CLUSTER: Final = 1e16
 """Sizes outside of these mean that the data do not bound the size on that side."""
@@ -59,6 +60,7 @@ def cautions(found: Findings) -> tuple[Caution, ...]:
     return (
         *_of_range(found),
         *_of_setting(found.learning_rate, found),
+        *_of_growth(found),
         *_of_setting(found.tokens_per_step, found),
         *_of_training(found),
         *_of_law(found.law),
@@ -175,6 +177,19 @@ def _of_setting(setting: TunedSetting, found: Findings) -> Iterator[Caution]:
             value=at_size,
             message=f"the {name} {_written(setting, at_size)} follows the trials' power law in size "
             f"(exponent {setting.exponent:.2f}) outside of the tried values.",
+        )
+
+
+def _of_growth(found: Findings) -> Iterator[Caution]:
+    """Yield that a learning rate was carried over to a much larger model."""
+    largest = max(found.tried_params)
+    if found.choice.num_params > _MUCH_LARGER * largest and not found.learning_rate.exponent:
+        yield Caution(
+            code="learning_rate_not_scaled",
+            value=found.choice.num_params / largest,
+            message=f"the learning rate is that of models of at most {format_count(largest)} "
+            "parameters: larger ones usually want less (published exponents in size lie between "
+            "-0.2 and -0.7). Sweep it at two sizes more, or try a short run.",
         )
 
 

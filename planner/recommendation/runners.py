@@ -12,6 +12,8 @@ __all__ = ["runners_up"]
 
 _NEARLY: Final = 0.01
 """Share of the loss that a faster or cheaper option may give up."""
+_SLOWEST: Final = 3.0
+"""A cheaper option takes at most this many times as long."""
 _NOTICEABLE: Final = 0.1
 """Share by which an option must be faster, cheaper, smaller or larger to be worth a line."""
 _HEDGES: Final = {
@@ -59,14 +61,15 @@ def _proposals(choice: Option, options: Sequence[Option]) -> Iterator[tuple[str,
         fewest = min(row.num_params for row in smaller)
         yield "smaller to serve", min((r for r in smaller if r.num_params == fewest), key=rank)
     for title, column in (("faster", "seconds"), ("cheaper", "device_hours")):
-        best = min(near, key=_of(column), default=None)
+        bearable = [row for row in near if row.seconds <= choice.seconds * _SLOWEST]
+        best = min(bearable, key=_of(column), default=None)
         if best is not None and _of(column)(best) <= _of(column)(choice) * (1 - _NOTICEABLE):
             yield title, best
     larger = [r for r in eligible if r.num_params >= choice.num_params * (1 + 3 * _NOTICEABLE)]
     if larger:
         yield "larger", min(larger, key=rank)
     for row in sorted(eligible, key=rank):
-        if (row.num_layers, row.d_model) != (choice.num_layers, choice.d_model):
+        if abs(row.num_params / choice.num_params - 1) >= _NOTICEABLE:
             yield "next best shape", row
     for row in sorted(options, key=rank):
         yield "other layout", row

@@ -228,7 +228,7 @@ def _curve_style(trial: TrialResult, is_best: bool) -> tuple[str, dict[str, Any]
     if is_best:
         return "best", {"color": VERMILLION, "linewidth": 2.8, "zorder": 4}
     if trial.state is TrialState.COMPLETED:
-        return "completed", {"color": BLUE, "linewidth": 1.0, "alpha": 0.7, "zorder": 3}
+        return "completed", {"color": BLUE, "linewidth": 1.1, "alpha": 0.85, "zorder": 3}
     if trial.state is TrialState.STOPPED:
         return "stopped early", {
             "color": INK, "linewidth": 0.9, "alpha": 0.4, "linestyle": (0, (3, 2)),
