@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from planner.costs.params import ParamCount, attention_matrix_params, count_shape_params
 from planner.costs.shapes import ModelShape, shape_of
+from planner.errors import ConfigError, did_you_mean
 from planner.trial import TrialConfig
 
 __all__ = [
@@ -183,9 +184,14 @@ Stern 2018, arXiv:1804.04235); Muon one momentum per matrix and Adam's two for t
 def optimizer_moment_bytes(name: str) -> float:
     """Return the bytes of moments per parameter that an optimizer keeps.
 
+    Raises:
+        ConfigError: The optimizer is not known.
+
     >>> optimizer_moment_bytes("adamw"), optimizer_moment_bytes("momentum")
     (8.0, 4.0)
     """
+    if name not in _MOMENT_BYTES:
+        raise ConfigError(f"no optimizer named {name!r}. {did_you_mean(name, _MOMENT_BYTES)}")
     return _MOMENT_BYTES[name]
 
 

@@ -1,0 +1,96 @@
+"""`planner estimate` and `planner doctor` as people type them."""
+
+import json
+
+import pytest
+
+from planner.cli import main
+
+
+def run(capsys, *arguments):
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_estimate_prints_layouts_breakdown_price_and_rejections(capsys):
+    code, out, err = run(
+        capsys, "estimate", "--model", "gpt-7b", "--cluster", "64xh100-sxm", "--tokens", "140e9"
+    )
+    assert code == 0
+    for word in ("6.65B parameters", "ZeRO-", "MFU", "memory: ", "step: ", "binds: ", "kgCO2", "$"):
+        assert word in out
+    assert "layouts are feasible" in out
+    assert "confidence: medium" in err
+    assert "2026-05" in err
+
+
+def test_estimate_writes_one_json_document(capsys):
+    code, out, _ = run(
+        capsys, "estimate", "--model", "llama-3-8b", "--cluster", "8xh100-sxm", "--tokens", "1B",
+        "--usd-per-device-hour", "2", "--json",
+    )  # fmt: skip
+    document = json.loads(out)
+    assert code == 0
+    best = document["layouts"][0]
+    assert best["usd"] == pytest.approx(2 * best["device_hours"])
+    assert sum(best["layout"]["step_breakdown_seconds"].values()) == pytest.approx(
+        best["layout"]["step_seconds"]
+    )
+    assert document["num_params"] == 8030261248
+    assert document["rejected"]
+
+
+def test_estimate_describes_a_model_by_layers_and_width(capsys):
+    code, out, _ = run(
+        capsys, "estimate", "--layers", "12", "--width", "768", "--cluster", "8xa100-sxm"
+    )
+    assert code == 0
+    assert "parameters" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--model", "gpt-8b"), 2, "Did you mean"),
+        (("--model", "gpt-7b", "--cluster", "8xh100"), 2, "no device named 'h100'"),
+        (("--model", "gpt-7b", "--cluster", "many"), 2, "no device named 'many'"),
+        (("--model", "gpt-7b", "--cluster", "8xt4", "--precision", "bf16"), 2, "t4 has no bf16"),
+        (("--model", "gpt-7b", "--cluster", "8xh100-sxm", "--tokens", "0"), 2, "must be positive"),
+        (
+            ("--model", "gpt-7b", "--cluster", "8xh100-sxm", "--optimizer", "lion"),
+            2,
+            "no optimizer",
+        ),
+        (("--model", "llama-3-405b", "--cluster", "8xh100-sxm"), 5, "must fit the cluster"),
+        (("--layers", "0", "--width", "64"), 2, "at least 1"),
+        ((), 2, "name what to estimate"),
+        (("--table", "nowhere.csv"), 2, "readable CSV"),
+    ],
+)
+def test_mistakes_get_one_screen_and_an_exit_code(capsys, arguments, code, words):
+    found, _, err = run(capsys, "estimate", *arguments)
+    assert found == code
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_models_and_devices_are_listed(capsys):
+    assert "llama-3-70b" in run(capsys, "estimate", "--models")[1]
+    assert "h100-sxm" in run(capsys, "doctor", "--devices")[1]
+    devices = json.loads(run(capsys, "doctor", "--devices", "--json")[1])
+    assert devices["a100-sxm"]["peaks"]["bf16"] == 312e12
+
+
+def test_doctor_shows_this_machine(capsys):
+    code, out, _ = run(capsys, "doctor")
+    assert code == 0
+    assert "usable cores" in out
+    assert json.loads(run(capsys, "doctor", "--json")[1])["num_cores"] >= 1
+
+
+def test_a_convolutional_network_is_estimated(capsys):
+    code, out, err = run(capsys, "estimate", "--model", "resnet-50", "--cluster", "8xa100-sxm")
+    assert code == 0
+    assert "25.6M" in out
+    assert "confidence: low" in err
