@@ -77,12 +77,11 @@ def command(
 
 
 def _law(folder: RunFolder, results: Results) -> ScalingLaw:
-    """Return the run's law; it is written if it was not yet."""
+    """Return the run's law; it is written, since it may be new."""
     from planner.recommendation import run_law
 
     law = run_law(folder, results)
-    if not folder.laws.is_file():
-        folder.write("laws.json", law.to_json())
+    folder.write("laws.json", law.to_json())
     return law
 
 

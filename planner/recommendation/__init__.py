@@ -10,7 +10,7 @@ from planner.recommendation.answer import (
     TunedSetting,
     rank,
 )
-from planner.recommendation.choosing import default_budget, recommend
+from planner.recommendation.choosing import default_budget, law_digest, recommend
 from planner.recommendation.writing import run_law, write_recommendation
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "RunnerUp",
     "TunedSetting",
     "default_budget",
+    "law_digest",
     "rank",
     "recommend",
     "run_law",

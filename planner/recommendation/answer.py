@@ -176,6 +176,8 @@ class Recommendation:
     tokens_per_step: TunedSetting
     calibration: Calibration
     law_form: str
+    law_digest: str
+    """Of laws.json: a recommendation from another law is out of date."""
     table: tuple[Option, ...]
     rejected: Mapping[str, int]
     """Why options are not in the table, with their number."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from planner.study import Study, trial_config
 from planner.trial import ModelConfig, TrialConfig, TrialResult, TrialState
 from planner.units import SECONDS_PER_HOUR, format_bytes, format_count
 
-__all__ = ["default_budget", "recommend"]
+__all__ = ["default_budget", "law_digest", "recommend"]
 
 _NUM_PROBES: Final = 64
 """Points of the space that stand for it where there are no results."""
@@ -60,6 +61,11 @@ def default_budget(study: Study) -> Budget:
     if study.target is not None:
         return study.target
     return Budget(**{n: _TARGET_FACTOR * v for n, v in study.budget.limits().items()})
+
+
+def law_digest(law: ScalingLaw) -> str:
+    """Return a short hash of a law."""
+    return hashlib.sha256(law.to_json().encode()).hexdigest()[:12]
 
 
 def recommend(
@@ -154,6 +160,7 @@ def recommend(
         tokens_per_step=setting,
         calibration=terms.calibration,
         law_form=law.form,
+        law_digest=law_digest(law),
         table=table.options,
         rejected=table.rejected,
         planner_version=law.planner_version,

@@ -23,6 +23,7 @@ from planner.recommendation.answer import Recommendation
 from planner.results import Results
 from planner.run_folder import RunFolder, write_atomically
 from planner.study import Study
+from planner.trial import TrialState
 
 __all__ = ["run_law", "study_of", "trial_text", "write_recommendation", "write_trial"]
 
@@ -97,12 +98,27 @@ def _plain_numbers(value: Any) -> Any:
 def run_law(folder: RunFolder, results: Results) -> ScalingLaw:
     """Return the law of a run: what `laws.json` holds, or a fit of its results.
 
+    A law of other rows than the results have now (the sweep went on since) is fitted again, in the
+    same form.
+
     Raises:
         FitError: The trials cannot identify a law.
     """
+    form = "mixture"
     if folder.laws.is_file():
-        return ScalingLaw.load(folder.laws)
-    return fit(results.to_frame(), seed=results.study.search.seed)
+        law = ScalingLaw.load(folder.laws)
+        if _is_of(law, results):
+            return law
+        form = law.form
+    return fit(results.to_frame(), form=form, seed=results.study.search.seed)
+
+
+def _is_of(law: ScalingLaw, results: Results) -> bool:
+    """Return whether a law counts as many rows, and as many unfinished ones, as there are."""
+    left_out = sum(number for why, number in law.dropped.items() if why.startswith("state is "))
+    completed = results.count(TrialState.COMPLETED)
+    num_rows = law.num_rows + sum(law.dropped.values())
+    return num_rows == len(results.trials) and num_rows - left_out == completed
 
 
 def write_recommendation(

@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from planner.budget import Budget
 from planner.config import parse_config
+from planner.costs import parse_cluster, resolve_cluster
 from planner.curves import ScalingLaw
 from planner.errors import BudgetError, ConfigError, FitError, InfeasibleError
-from planner.recommendation import Recommendation, default_budget, recommend, run_law
+from planner.recommendation import (
+    Recommendation,
+    default_budget,
+    law_digest,
+    recommend,
+    run_law,
+)
 from planner.results import Results, read_results
 from planner.run_folder import RunFolder
 from planner.trial import TrialConfig, TrialResult, TrialState
@@ -110,6 +118,19 @@ def gather(folder: RunFolder) -> Contents:
 
 
 def _recommendation(folder: RunFolder, results: Results, law: ScalingLaw) -> Recommendation:
-    if folder.recommendation.is_file():
-        return Recommendation.from_json(folder.recommendation.read_text(encoding="utf-8"))
-    return recommend(law, default_budget(results.study), results.study, results=results)
+    """Return the run's recommendation; one from another law is made again for its budget."""
+    study = results.study
+    if not folder.recommendation.is_file():
+        return recommend(law, default_budget(study), study, results=results)
+    answer = Recommendation.from_json(folder.recommendation.read_text(encoding="utf-8"))
+    if answer.law_digest == law_digest(law):
+        return answer
+    home = answer.cluster == str(resolve_cluster(study.cluster))
+    return recommend(
+        law,
+        Budget(**answer.budget),
+        study,
+        results=results,
+        cluster=study.cluster if home else parse_cluster(answer.cluster),
+        level=answer.level,
+    )

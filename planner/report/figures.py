@@ -197,7 +197,7 @@ def learning_curves(contents: Contents) -> Drawing | None:
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9.5)
         total = sum(1 for trial in contents.results.trials if trial.val_loss is not None)
         text = f"Validation loss along {len(curves)} of {total} trials"
-        if best is not None:
+        if best is not None and best.val_loss is not None:
             text += f"; the bold line is {best.trial}, the best, ending at {best.val_loss:.3f}"
         text += "."
         return Drawing(

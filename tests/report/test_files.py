@@ -136,3 +136,39 @@ def test_the_commands_to_do_it_again_are_quoted_for_the_shell(reported: RunFolde
 def test_a_run_is_found_by_name(reported: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PLANNER_RUNS", str(reported.path.parent))
     assert write_report(reported.name) == reported.report / "index.html"
+
+
+def test_a_law_and_a_recommendation_of_other_rows_are_made_again(
+    run_factory: Callable[..., RunFolder],
+) -> None:
+    folder = run_factory()
+    assert main(["recommend", str(folder.path), "--budget", "2e15 flops"]) == 0
+    before = gather(folder)
+    assert before.recommendation is not None
+    fewer = tuple(
+        replace(trial, state=TrialState.STOPPED) if trial.trial == "t003" else trial
+        for trial in before.results.trials
+    )
+    replace(before.results, trials=fewer).write()
+    after = gather(folder)
+    assert after.law is not None
+    assert before.law is not None
+    assert after.recommendation is not None
+    assert after.law.num_rows == before.law.num_rows - 1
+    assert after.recommendation.budget == {"flops": 2e15}
+    assert after.recommendation.law_digest != before.recommendation.law_digest
+
+
+def test_a_run_in_which_nothing_completed_has_a_report(
+    run_factory: Callable[..., RunFolder],
+) -> None:
+    folder = run_factory(fitted=False)
+    results = read_results(folder)
+    dead = tuple(
+        replace(t, state=TrialState.FAILED, val_loss=None, train_flops=None) for t in results.trials
+    )
+    replace(results, trials=dead, curves=()).write()
+    page = write_report(folder).read_text()
+    assert "There is no recommendation" in page
+    assert "no trial completed" in page
+    assert "<svg" not in page
