@@ -63,7 +63,7 @@ _NOISE: Final = 0.2
 a few trials do not drag a constant to explain what the residual process should."""
 _MEMORY_LOG_SIGMA: Final = 0.10
 """Log standard deviation of measured over predicted peak memory without calibration."""
-_MEMORY_NOISE: Final = 0.2
+_MEMORY_NOISE: Final = 0.06
 """Log standard deviation of what the closed form of memory leaves while its constants are fitted."""
 _AMPLITUDES: Final = (0.02, 0.05, 0.1, 0.2, 0.35)
 """Standard deviations of the residual process that the marginal likelihood chooses among."""
@@ -283,12 +283,16 @@ def _fit_efficiency(trials: Sequence[MeasuredTrial]) -> tuple[Efficiency, Array]
 
 
 _MEMORY_PRIORS: Final = {
-    "overhead_bytes": 0.2, "activation_factor": 0.08, "loss_factor": 0.1, "state_factor": 0.04,
+    "overhead_bytes": 0.5, "activation_factor": 0.2, "loss_factor": 0.3, "state_factor": 0.1,
 }  # fmt: skip
 
 
-def _fit_memory(trials: Sequence[MeasuredTrial]) -> tuple[MemoryConstants, Array]:
-    """Return the constants of memory of highest posterior, and the log residuals that they leave."""
+def _fit_memory(trials: Sequence[MeasuredTrial]) -> tuple[MemoryConstants, Residual]:
+    """Return the constants of memory of highest posterior, and the process on what they leave.
+
+    Errors count by Cauchy's loss: readings of memory have outliers, such as another kernel for the
+    loss, that no constant should follow.
+    """
     default = CPU_MEMORY if trials[0].cluster.device.is_cpu else GPU_MEMORY
     start = trials[0].memory_prior or default
     w = concatenate([trial.workload for trial in trials])
@@ -302,12 +306,13 @@ def _fit_memory(trials: Sequence[MeasuredTrial]) -> tuple[MemoryConstants, Array
 
     def loss(x: Array) -> Array:
         errors = (np.log(memory_use(w, at(x)).total) - measured) / _MEMORY_NOISE
-        robust = np.sign(errors) * np.sqrt(2.0 * (np.sqrt(1.0 + errors**2 / 4.0) - 1.0) * 4.0)
+        robust = np.sign(errors) * np.sqrt(np.log1p(errors**2))
         return np.concatenate([robust, (x - centre) / spread])
 
     fitted = least_squares(loss, centre, x_scale=spread)
     constants = at(fitted.x)
-    return constants, measured - np.log(memory_use(w, constants).total)
+    left = measured - np.log(memory_use(w, constants).total)
+    return constants, fit_residual(_features(w), left, robust=True)
 
 
 def calibrate(trials: Sequence[MeasuredTrial]) -> Calibration:
@@ -332,12 +337,11 @@ def calibrate(trials: Sequence[MeasuredTrial]) -> Calibration:
             spans=_spans(timed),
         )
     if weighed:
-        memory, left = _fit_memory(weighed)
-        points = _features(concatenate([trial.workload for trial in weighed]))
+        memory, residual = _fit_memory(weighed)
         result = replace(
             result,
             memory=memory,
-            memory_residual=fit_residual(points, left, robust=True),
+            memory_residual=residual,
             num_memory_trials=len(weighed),
         )
     return result
