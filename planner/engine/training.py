@@ -13,7 +13,7 @@ import torch
 from planner.costs.flops import num_train_tokens, train_flops_per_token
 from planner.costs.params import count_params
 from planner.engine.checkpoint import Checkpoints, Saved, check_same, load_newest
-from planner.engine.data.corpus import load_corpus
+from planner.engine.data.corpus import load_corpus, unigram_entropy
 from planner.engine.data.windows import Windows
 from planner.engine.failures import classify
 from planner.engine.measurement import (
@@ -330,7 +330,12 @@ class _Run:
             peak = peak_memory_bytes(self.workers.device)
             values["peak_memory_bytes"] = max(peak, values.get("peak_memory_bytes") or 0.0)
         metrics = (
-            {"corpus_fingerprint": self.corpus.fingerprint()} if hasattr(self, "corpus") else {}
+            {
+                "corpus_fingerprint": self.corpus.fingerprint(),
+                "unigram_entropy": unigram_entropy(self.corpus),
+            }
+            if hasattr(self, "corpus")
+            else {}
         )
         return TrialResult(
             trial=self.trial,

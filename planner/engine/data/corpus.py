@@ -26,7 +26,7 @@ import numpy.typing as npt
 from planner.errors import ConfigError
 from planner.trial import DataConfig, TrialConfig
 
-__all__ = ["Corpus", "Split", "corpus_entropy", "load_corpus"]
+__all__ = ["Corpus", "Split", "corpus_entropy", "load_corpus", "unigram_entropy"]
 
 Split = Literal["train", "validation"]
 Tokens = npt.NDArray[np.unsignedinteger]
@@ -96,7 +96,12 @@ def corpus_entropy(config: TrialConfig) -> float:
     Raises:
         ConfigError: The corpus is missing or empty.
     """
-    tokens = load_corpus(config.data).train[:_SCAN_TOKENS]
+    return unigram_entropy(load_corpus(config.data))
+
+
+def unigram_entropy(corpus: Corpus) -> float:
+    """Return the unigram entropy of a corpus's training split in nats per token."""
+    tokens = corpus.train[:_SCAN_TOKENS]
     counts = np.bincount(tokens)
     shares = counts[counts > 0] / len(tokens)
     return -float(np.sum(shares * np.log(shares)))
