@@ -65,21 +65,41 @@ class Objective(Config):
 class SchedulerConfig(Config):
     """Which trials are cut, and when; fidelity is compute spent."""
 
-    name: Literal["none", "asha"] = "none"
-    """`asha`: asynchronous successive halving on rungs of compute."""
+    name: Literal["none", "asha", "hyperband", "bohb", "median", "pbt"] = "none"
+    """`asha` halves asynchronously on rungs of compute; `hyperband` does so with several graces at
+    once, `bohb` with a searcher that models the results; `median` stops what is worse than the
+    median at a rung; `pbt` lets weak trials copy strong ones and change their settings."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
     """Rungs lie at powers of this in FLOPs; about one in this many trials passes each."""
     grace_fraction: Fraction = 0.2
     """Share of its own planned compute that every trial may spend before it can be cut."""
     within: tuple[str, ...] = ()
     """Parameters whose values trials must share to be compared, such as `model`."""
+    interval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """`pbt`: share of its compute after which a trial may copy another."""
+    quantile_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    """`pbt`: share of the trials that copy, and that are copied."""
+    perturb: tuple[str, ...] = ()
+    """`pbt`: parameters of the space that a copy changes; none of them may change the model."""
+
+
+SUPPORTED_PAIRS: Final[Mapping[str, tuple[str, ...]]] = {
+    "grid": ("none", "asha", "median", "pbt"),
+    "random": ("none", "asha", "hyperband", "median", "pbt"),
+    "bayesian": ("none", "asha", "hyperband", "bohb", "median"),
+    "cmaes": ("none",),
+    "evolution": ("none",),
+}
+"""Algorithm -> schedulers that it goes with. CMA-ES and evolution need whole generations of results,
+PBT changes the settings that a model would learn from."""
 
 
 class SearchConfig(Config):
     """How the next trial is chosen."""
 
-    algorithm: Literal["random", "grid", "bayesian"] = "random"
-    """`random` is quasi-random, `grid` takes every combination, `bayesian` models the results."""
+    algorithm: Literal["random", "grid", "bayesian", "cmaes", "evolution"] = "random"
+    """`random` is quasi-random, `grid` takes every combination, `bayesian` models the results,
+    `cmaes` adapts a normal distribution, `evolution` crosses and mutates a population."""
     scheduler: SchedulerConfig = SchedulerConfig()
     """In a file: a name, or a mapping with a name and its settings."""
     num_trials: PositiveCount | None = None
@@ -95,6 +115,14 @@ class SearchConfig(Config):
     def _ends(self) -> Self:
         if self.algorithm != "grid" and self.num_trials is None:
             raise ValueError(f"{self.algorithm} search needs num_trials")
+        allowed = SUPPORTED_PAIRS[self.algorithm]
+        if self.scheduler.name not in allowed:
+            raise ValueError(
+                f"algorithm {self.algorithm!r} goes with scheduler {', '.join(allowed)} "
+                f"(got {self.scheduler.name!r})"
+            )
+        if self.scheduler.name == "pbt" and not self.scheduler.perturb:
+            raise ValueError("scheduler pbt needs perturb: the parameters that a copy changes")
         return self
 
 
@@ -246,13 +274,14 @@ def _path_problems(study: Study, document: Document) -> list[str]:
                     + did_you_mean(".".join(parts[: i + 1]), full)
                 )
                 break
-    for name in study.search.scheduler.within:
-        if name not in study.search_space.parameters:
-            place = document.place(("search", "scheduler", "within"))
-            problems.append(
-                f"{place}: search.scheduler.within: {name!r} is not a parameter of the space. "
-                + did_you_mean(name, study.search_space.parameters)
-            )
+    for key in ("within", "perturb"):
+        for name in getattr(study.search.scheduler, key):
+            if name not in study.search_space.parameters:
+                place = document.place(("search", "scheduler", key))
+                problems.append(
+                    f"{place}: search.scheduler.{key}: {name!r} is not a parameter of the space. "
+                    + did_you_mean(name, study.search_space.parameters)
+                )
     return problems
 
 

@@ -94,7 +94,7 @@ class Sweep:
         self._write = write
         self._price = price or (lambda trial, point: candidate(study, cluster, trial, point))
         self._searcher = searcher or make_searcher(study)
-        self._scheduler = scheduler or make_scheduler(study.search.scheduler)
+        self._scheduler = scheduler or make_scheduler(study.search.scheduler, study.search.seed)
         self._waiting: list[str] = []
         self._running: dict[str, TrialRecord] = {}
         self._num_rejected = 0

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import secrets
+import socket
 from typing import Any, Final
 
 from planner.errors import ClusterUnreachableError, InfeasibleError
@@ -23,6 +24,7 @@ _ENVIRONMENT: Final = {
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # relative paths and start-up time suffer from it
     "RAY_AIR_NEW_OUTPUT": "0",  # its banner cannot be silenced
     "RAY_DEDUP_LOGS": "0",
+    "RAY_worker_niceness": "0",  # Ray starts workers at 15, and slow trials cost budget
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger is the log
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are the driver's business
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # events are no metrics
@@ -44,7 +46,7 @@ from planner.tuning.trainable import Order, TrialActor  # noqa: E402
 
 __all__ = ["RayExecutor"]
 
-_CONNECT_SECONDS: Final = 20
+_KNOCK_SECONDS: Final = 5.0
 
 
 class RayExecutor:
@@ -84,14 +86,11 @@ class RayExecutor:
         logging.getLogger("ray").setLevel(logging.ERROR)
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address:
+            _knock(address)
             try:
                 ray.init(address=address, **quiet)
             except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ClusterUnreachableError(
-                    f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}",
-                    hint="Start one with: ray start --head\n  Or leave the address out: Ray then "
-                    "starts on this machine for the run.",
-                ) from error
+                raise _unreachable(address, str(error).splitlines()[0]) from error
         else:
             _guard_local_cluster()
             cpus = wanted if self._device == "CPU" else None
@@ -127,6 +126,25 @@ class RayExecutor:
         """Leave the cluster; a cluster that was started here ends."""
         if self._is_ours:
             ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Refuse an address where nothing listens at once; Ray itself tries for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+    except OSError as error:
+        raise _unreachable(address, error.strerror or str(error)) from error
+
+
+def _unreachable(address: str, reason: str) -> ClusterUnreachableError:
+    return ClusterUnreachableError(
+        f"no Ray cluster answers at {address!r}: {reason}",
+        hint="Start one with: ray start --head\n  Or leave the address out: Ray then starts on this "
+        "machine for the run.",
+    )
 
 
 def _guard_local_cluster() -> None:

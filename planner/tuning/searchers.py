@@ -89,6 +89,6 @@ def make_searcher(study: Study) -> Searcher:
     """Return the searcher that a study asks for."""
     if study.search.algorithm in ("grid", "random"):
         return Proposals(study)
-    from planner.tuning.bayesian import BayesianSearcher
+    from planner.tuning.asking import OptunaSearcher
 
-    return BayesianSearcher(study)
+    return OptunaSearcher(study)

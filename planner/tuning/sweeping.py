@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from planner.budget import Budget
-from planner.costs import resolve_cluster
-from planner.errors import ConfigError, TrialError
-from planner.planning import plan
+from planner.costs import Cluster, resolve_cluster
+from planner.errors import ConfigError, InfeasibleError, PlannerError, TrialError
+from planner.planning import Plan, plan
 from planner.results import Results
 from planner.run_folder import RunFolder
 from planner.study import Study
@@ -65,10 +65,18 @@ def sweep(
         ClusterUnreachableError: No cluster answers at the address.
         SweepInterrupted: Ctrl-C or SIGTERM; `resume` goes on.
     """
-    plan(study)
-    chosen = _executor(executor, address)
+    outlook = plan(study)
     folder = RunFolder.create(study, name, root)
-    return _session(study, folder, chosen, on_event, added=None)
+    chosen = _executor(executor, address)
+    try:
+        num_devices = _connected(chosen, outlook.cluster)
+        _check_devices(outlook, num_devices)
+    except PlannerError:
+        chosen.close()
+        folder.study.unlink()
+        folder.path.rmdir()
+        raise
+    return _session(study, folder, chosen, num_devices, on_event, added=None)
 
 
 def resume(
@@ -103,7 +111,25 @@ def resume(
     begun = folder.load_study()
     if study is not None and study.digest != begun.digest:
         raise _changed(folder, begun, study)
-    return _session(begun, folder, _executor(executor, address), on_event, added=budget)
+    chosen = _executor(executor, address)
+    num_devices = _connected(chosen, resolve_cluster(begun.cluster))
+    return _session(begun, folder, chosen, num_devices, on_event, added=budget)
+
+
+def _connected(executor: Executor, cluster: Cluster) -> int:
+    """Return how many of the cluster's devices the executor has."""
+    kind = "CPU" if cluster.device.is_cpu else "GPU"
+    return executor.num_devices(cluster.num_devices, kind)
+
+
+def _check_devices(outlook: Plan, num_devices: int) -> None:
+    workers = [c.config.layout.num_workers for c in outlook.feasible if c.config is not None]
+    if min(workers) > num_devices:
+        raise InfeasibleError(
+            f"every trial needs more workers than there are: at least {min(workers)} workers, "
+            f"{num_devices} devices.",
+            hint="Choose a layout with fewer workers, or a larger cluster.",
+        )
 
 
 def _executor(executor: ExecutorName | Executor, address: str | None) -> Executor:
@@ -122,20 +148,20 @@ def _session(
     study: Study,
     folder: RunFolder,
     executor: Executor,
+    num_devices: int,
     on_event: OnEvent | None,
     *,
     added: Budget | None,
 ) -> Results:
-    with locked(folder.path):
-        lines, torn = recover(folder.ledger)
-        cluster = resolve_cluster(study.cluster)
-        interruption = Interruption()
-        try:
-            kind = "CPU" if cluster.device.is_cpu else "GPU"
-            num_devices = executor.num_devices(cluster.num_devices, kind)
+    interruption = Interruption()
+    try:
+        with locked(folder.path):
+            lines, torn = recover(folder.ledger)
             with Ledger(folder.ledger) as ledger, interruption.watching():
                 book = _Book(ledger, on_event)
-                sweep = Sweep(study, cluster, write=book.write, num_devices=num_devices)
+                sweep = Sweep(
+                    study, resolve_cluster(study.cluster), write=book.write, num_devices=num_devices
+                )
                 book.sweep = sweep
                 sweep.replay(lines)
                 clock = StudyClock(sweep.now)
@@ -146,10 +172,10 @@ def _session(
                     sweep.note(torn, clock.now())
                 executor.run(Driver(sweep, folder, clock, interruption))
                 sweep.end_session(clock.now())
-        finally:
-            executor.close()
-        results = results_of(sweep, folder)
-        results.write()
+            results = results_of(sweep, folder)
+            results.write()
+    finally:
+        executor.close()
     if interruption.signal is not None:
         raise SweepInterrupted(folder.name, 128 + interruption.signal)
     _raise_if_hopeless(sweep, folder)

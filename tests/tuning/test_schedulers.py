@@ -71,7 +71,28 @@ def test_the_best_so_far_always_passes_and_about_one_in_the_factor_does(
         assert (decision is Decision.CONTINUE) == (rank < kept)
 
 
-@pytest.mark.parametrize("name", ["none", "asha"])
+def test_median_stops_what_is_worse_than_the_median_of_those_before() -> None:
+    scheduler = make_scheduler(SchedulerConfig(name="median", reduction_factor=2.0))
+    first = [scheduler.report(str(i), {}, 100.0, 32.0, float(i)) for i in range(3)]
+    assert first == [Decision.CONTINUE] * 3
+    assert scheduler.report("worse", {}, 100.0, 32.0, 9.0) is Decision.STOP
+    assert scheduler.report("better", {}, 100.0, 32.0, 0.5) is Decision.CONTINUE
+
+
+def test_hyperband_gives_some_trials_a_longer_grace() -> None:
+    config = SchedulerConfig(name="hyperband", reduction_factor=2.0, grace_fraction=0.1)
+    scheduler = make_scheduler(config, seed=3)
+    assert len(scheduler.rungs(1024.0)) == 3
+    stopped_at = {128.0: 0, 256.0: 0, 512.0: 0}
+    for i in range(300):
+        for flops in stopped_at:
+            if scheduler.report(f"t{i:03d}", {}, 1024.0, flops, 400.0 + i) is Decision.STOP:
+                stopped_at[flops] += 1
+                break
+    assert stopped_at[128.0] > stopped_at[256.0] > stopped_at[512.0] > 0
+
+
+@pytest.mark.parametrize("name", ["none", "asha", "hyperband", "bohb", "median"])
 def test_the_same_reports_give_the_same_answers(name: str) -> None:
     config = SchedulerConfig.model_validate({"name": name})
     reports = [(str(i % 5), 20.0 + i, (i * 7919 % 13) / 3) for i in range(60)]

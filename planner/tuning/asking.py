@@ -1,4 +1,4 @@
-"""Bayesian search: an Optuna study of ours, asked and told. Loading this module loads optuna.
+"""Bayesian and evolutionary search: an Optuna study of ours, asked and told. Loading this module loads optuna.
 
 What Optuna is told is what search.md's measurements ask for: a point that cannot run, or ran out
 of memory, is a broken constraint and not a failure; divergence is a bad observation; a failure of
@@ -27,7 +27,7 @@ from planner.study import Study
 from planner.trial import TrialState
 from planner.tuning.searchers import Outcome
 
-__all__ = ["BayesianSearcher"]
+__all__ = ["OptunaSearcher"]
 
 _FIDELITY_STEPS: Final = 1000
 """Optuna counts fidelity in whole steps; these make one of the whole trial."""
@@ -39,13 +39,16 @@ _NUM_STARTUP: Final = 10
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
-class BayesianSearcher:
-    """Tree-structured Parzen estimator over the study's space, seeded.
+class OptunaSearcher:
+    """Optuna's samplers over the study's space, seeded: TPE, CMA-ES or NSGA-II.
 
-    Each proposal has a sampler of its own, seeded by the study's seed and the proposal's number,
+    `bayesian` is the tree-structured Parzen estimator, `cmaes` the covariance matrix adaptation,
+    which knows numbers only and draws choices at random, `evolution` NSGA-II with a population of
+    the square root of the trials. Each proposal has a sampler of its own, seeded by the study's seed and the proposal's number,
     so that the next proposal depends on what was told and on nothing else.
 
-    Source: Watanabe 2023 (arXiv:2304.11127), as Optuna 5 implements it.
+    Source: Watanabe 2023 (arXiv:2304.11127) for TPE, Hansen 2016 (arXiv:1604.00772) for CMA-ES, Deb
+    et al. 2002 for NSGA-II; all as Optuna 5 implements them.
     """
 
     looks_ahead = False
@@ -53,6 +56,8 @@ class BayesianSearcher:
     def __init__(self, study: Study) -> None:
         self._space, self._base = study.search_space, study.base
         self._seed = study.search.seed
+        self._algorithm = study.search.algorithm
+        self._population = max(4, round(math.sqrt(study.search.num_trials or 100)))
         self._distributions = {
             name: _distribution(each) for name, each in self._space.parameters.items()
         }
@@ -88,6 +93,10 @@ class BayesianSearcher:
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = (self._seed * 1_000_003 + number) % 2**32
+        if self._algorithm == "cmaes":
+            return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+        if self._algorithm == "evolution":
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=self._population)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.samplers.TPESampler(
@@ -118,20 +127,25 @@ class BayesianSearcher:
         if asked is None:
             return
         if outcome.state in (TrialState.INFEASIBLE, TrialState.OUT_OF_MEMORY):
-            asked.set_constraint("can run", 1.0)
+            self._constrain(asked, 1.0)
             self._study.tell(asked, self._bad())
         elif outcome.state is TrialState.DIVERGED:
-            asked.set_constraint("can run", 0.0)
+            self._constrain(asked, 0.0)
             self._study.tell(asked, self._bad())
         elif outcome.loss is None:
             self._study.tell(asked, state=OptunaState.FAIL)
         else:
-            asked.set_constraint("can run", 0.0)
+            self._constrain(asked, 0.0)
             self._worst = max(self._worst, outcome.loss)
             if outcome.state is TrialState.STOPPED:
                 self._study.tell(asked, state=OptunaState.PRUNED)
             else:
                 self._study.tell(asked, outcome.loss)
+
+    def _constrain(self, asked: optuna.Trial, violation: float) -> None:
+        """Say whether the point can run; CMA-ES knows no constraints, only bad losses."""
+        if self._algorithm != "cmaes":
+            asked.set_constraint("can run", violation)
 
     def _bad(self) -> float:
         """Return a loss that is worse than any that was seen, at an ordinary distance."""

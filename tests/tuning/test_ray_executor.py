@@ -1,0 +1,203 @@
+"""Real Ray on this machine: one cluster for all tests of this file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from planner.errors import ClusterUnreachableError, InfeasibleError
+from planner.results import Results
+from planner.study import Study
+from planner.trial import TrialState
+from planner.tuning import resume, sweep
+from planner.tuning.ledger import Line, read_lines
+from planner.tuning.outcome import Progress
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+
+MakeStudy = Callable[..., Study]
+
+TIMES = [
+    "elapsed_seconds", "train_seconds", "tokens_per_second", "device_hours", "mfu",
+    "peak_memory_bytes", "num_attempts", "reason", "metrics",
+]  # fmt: skip
+LONG = {"tokens": 65_536, "num_validations": 16, "validation_tokens": 256}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start Ray with two CPUs and a home folder of its own, and return its address."""
+    patch = pytest.MonkeyPatch()
+    for name, value in {
+        "HOME": str(tmp_path_factory.mktemp("home")),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+    }.items():
+        patch.setenv(name, value)
+    import ray
+
+    import planner.tuning.ray_executor  # noqa: F401 -- it sets what Ray reads when it is loaded
+
+    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+    patch.undo()
+
+
+def children_of_ray() -> list[psutil.Process]:
+    """Return the processes of this test's cluster that run a trial."""
+    raylet = next(p for p in psutil.Process().children() if "raylet" in p.name())
+    return [p for p in raylet.children() if "TrialActor" in p.name() or "_Worker" in p.name()]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.2)
+
+
+def table(results: Results) -> Any:
+    return json.loads(results.to_frame().drop(columns=TIMES).to_json(orient="records"))
+
+
+def lines_of(root: Path, name: str) -> list[Line]:
+    return read_lines(root / name / "ledger.jsonl")
+
+
+def count(root: Path, name: str, kind: str) -> int:
+    return sum(line["kind"] == kind for line in lines_of(root, name))
+
+
+def start_driver(study: Study, root: Path, name: str, address: str) -> subprocess.Popen[str]:
+    path = root / f"{name}.json"
+    path.write_text(study.model_dump_json())
+    command = [sys.executable, "-m", "planner", "sweep", str(path), "--name", name,
+               "--runs", str(root), "--address", address]  # fmt: skip
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_sweep_runs_to_its_end_with_trials_of_two_workers_and_leaves_nothing(
+    cluster: str, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    space = {"name": "s", "parameters": {
+        "layout.data_parallel": {"choice": [1, 2]},
+        "optimizer.learning_rate": {"choice": [1e-3, 4e-3]}}}  # fmt: skip
+    search = {"algorithm": "grid", "scheduler": {"name": "asha", "reduction_factor": 2}}
+    study = make_study(search_space=space, search=search)
+    results = sweep(study, root=tmp_path)
+    assert {trial.state for trial in results.trials} <= {TrialState.COMPLETED, TrialState.STOPPED}
+    assert results.count(TrialState.COMPLETED) >= 1
+    assert sorted(trial.num_workers for trial in results.trials) == [1, 1, 2, 2]
+    assert results.spend.device_hours == pytest.approx(sum(t.device_hours for t in results.trials))
+    import ray
+    from ray.util import placement_group_table
+
+    wait_until(lambda: not children_of_ray())
+    states = {group["state"] for group in placement_group_table().values()}
+    assert states <= {"REMOVED"}
+    wait_until(lambda: ray.available_resources().get("CPU") == 2.0)
+
+
+def test_after_sigkill_of_the_driver_a_run_ends_with_the_table_of_an_undisturbed_one(
+    cluster: str, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    study = make_study(base=make_study().base | {"train": LONG})
+    undisturbed = sweep(study, executor="inline", name="whole", root=tmp_path)
+    driver = start_driver(study, tmp_path, "torn", cluster)
+    ledger = tmp_path / "torn" / "ledger.jsonl"
+    wait_until(lambda: ledger.exists() and count(tmp_path, "torn", "ended") >= 1)
+    reports = count(tmp_path, "torn", "report")
+    wait_until(lambda: count(tmp_path, "torn", "report") > reports)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    wait_until(lambda: not children_of_ray())
+    ended_before = count(tmp_path, "torn", "ended")
+    resumed = resume("torn", root=tmp_path)
+    assert 1 <= ended_before < 4
+    assert table(resumed) == table(undisturbed)
+    ended = [line["trial"] for line in lines_of(tmp_path, "torn") if line["kind"] == "ended"]
+    assert sorted(ended) == ["t000", "t001", "t002", "t003"]
+    assert resumed.spend.device_hours == pytest.approx(sum(t.device_hours for t in resumed.trials))
+    assert resumed.spend.flops >= undisturbed.spend.flops * (1 - 1e-9)
+
+
+def test_a_killed_worker_is_an_attempt_that_is_charged_and_tried_again(
+    cluster: str, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill_once(progress: Progress) -> None:
+        if progress.event == "report" and not killed:
+            for process in children_of_ray():
+                killed.append(process.pid)
+                process.kill()
+
+    space = {"name": "s", "parameters": {"optimizer.learning_rate": {"choice": [2e-3, 4e-3]}}}
+    study = make_study(search_space=space)
+    results = sweep(study, root=tmp_path, on_event=kill_once)
+    assert killed
+    assert [trial.state for trial in results.trials] == [TrialState.COMPLETED] * 2
+    assert results.trials[0].num_attempts == 2
+    assert count(tmp_path, "tiny", "lost") == 1
+    lost = next(line for line in lines_of(tmp_path, "tiny") if line["kind"] == "lost")
+    assert "lost" in lost["reason"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"]
+)
+def test_a_signal_ends_the_driver_cleanly_and_says_how_to_go_on(
+    cluster: str, make_study: MakeStudy, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    study = make_study(base=make_study().base | {"train": LONG})
+    driver = start_driver(study, tmp_path, "stopped", cluster)
+    ledger = tmp_path / "stopped" / "ledger.jsonl"
+    wait_until(lambda: ledger.exists() and count(tmp_path, "stopped", "report") >= 2)
+    driver.send_signal(number)
+    _, shown = driver.communicate(timeout=60)
+    assert driver.returncode == code
+    assert "planner sweep --resume stopped" in shown
+    assert "Traceback" not in shown
+    assert lines_of(tmp_path, "stopped")[-1]["kind"] == "session_ended"
+    wait_until(lambda: not children_of_ray())
+    assert resume("stopped", executor="inline", root=tmp_path).count(TrialState.COMPLETED) == 4
+
+
+def test_more_workers_than_the_cluster_has_are_refused_before_anything_runs(
+    cluster: str, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    base = make_study().base | {"layout": {"data_parallel": 4}}
+    wide = {"device": "cpu", "devices_per_node": 4}
+    with pytest.raises(InfeasibleError, match="at least 4 workers, 2 devices"):
+        sweep(make_study(base=base, cluster=wide), root=tmp_path)
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_no_cluster_at_the_address_is_one_clear_error(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    code = (
+        "from planner.cli import main; import sys; "
+        f"sys.exit(main(['sweep', 'smoke', '--runs', {str(tmp_path)!r}, "
+        "'--address', '127.0.0.1:1']))"
+    )
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == ClusterUnreachableError.exit_code, done.stderr
+    assert "no Ray cluster answers at '127.0.0.1:1'" in done.stderr
+    assert "Traceback" not in done.stderr
