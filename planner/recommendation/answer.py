@@ -148,8 +148,8 @@ class Recommendation:
     budget: Mapping[str, float]
     """Limits by field of Budget."""
     cluster: str
-    config: Mapping[str, Any]
-    """The TrialConfig as plain data."""
+    config: TrialConfig
+    """What to train."""
     choice: Option
     runners_up: tuple[RunnerUp, ...]
     binding: tuple[str, ...]
@@ -165,6 +165,8 @@ class Recommendation:
     """Ratio of sizes by which the predicted losses are centred on it (`sizing.py`)."""
     most_tokens_per_param: float | None
     """No option was trained longer than this; None where `max_params` asked for it."""
+    unique_tokens: float | None
+    """Tokens of the corpus: what is seen again counts for less. None where the trials do not say."""
     extrapolation_factor: float
     """Training compute over the largest compute of the fit."""
     confidence: str
@@ -185,9 +187,9 @@ class Recommendation:
     planner_version: str = ""
 
     @property
-    def trial_config(self) -> TrialConfig:
-        """The configuration to train."""
-        return parse_config(self.config, TrialConfig)
+    def predicted_loss(self) -> float:
+        """Loss that the law expects, in nats per token."""
+        return self.choice.predicted_loss
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -214,7 +216,8 @@ class Recommendation:
 
     def to_json(self) -> str:
         """Return the recommendation as one JSON document."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1, allow_nan=False) + "\n"
+        document = asdict(self) | {"config": self.config.model_dump(mode="json")}
+        return json.dumps({"schema": SCHEMA, **document}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Recommendation:
@@ -242,6 +245,7 @@ class Recommendation:
 def _nested(document: dict[str, Any]) -> dict[str, Any]:
     calibration = document["calibration"]
     return document | {
+        "config": parse_config(document["config"], TrialConfig),
         "choice": Option(**document["choice"]),
         "table": tuple(Option(**row) for row in document["table"]),
         "runners_up": tuple(

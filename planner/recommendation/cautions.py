@@ -228,8 +228,8 @@ def _of_training(found: Findings) -> Iterator[Caution]:
             code="repeated_data",
             value=epochs,
             message=f"the corpus has {format_count(found.unique_tokens)} tokens, so that each is "
-            f"seen {epochs:.3g} times; beyond about {_MANY_EPOCHS:g} times repetition pays less "
-            "than the law says (Muennighoff et al. 2023, arXiv:2305.16264).",
+            f"seen {epochs:.3g} times; repeated tokens count for less in the prediction, as published "
+            "(Muennighoff et al. 2023, arXiv:2305.16264), not as measured here.",
         )
 
 

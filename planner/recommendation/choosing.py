@@ -3,57 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pydantic import JsonValue
-
 from planner.budget import Budget, format_amount
-from planner.config import parse_config
 from planner.costs import Cluster, ClusterConfig, count_params, resolve_cluster
 from planner.curves import ScalingLaw, optimal_allocation
-from planner.errors import ConfigError, InfeasibleError
+from planner.errors import InfeasibleError
 from planner.recommendation.answer import Option, Recommendation, TunedSetting, rank
 from planner.recommendation.cautions import Findings, cautions, confidence
+from planner.recommendation.evidence import Evidence, gather_evidence
 from planner.recommendation.options import MIN_STEPS, Table, Terms, build_table, law_params
 from planner.recommendation.runners import runners_up
 from planner.recommendation.shapes import ladder
-from planner.recommendation.sizing import size_at
+from planner.recommendation.sizing import Sizing, size_at
 from planner.recommendation.speed import calibrate
-from planner.recommendation.tuned import rows_of, tune
+from planner.recommendation.tuned import rows_of, swept_settings, tune
 from planner.results import Results
-from planner.search_space import quasi_random_points
-from planner.study import Study, trial_config
-from planner.trial import ModelConfig, TrialConfig, TrialResult, TrialState
+from planner.study import Study
+from planner.trial import ModelConfig
 from planner.units import SECONDS_PER_HOUR, format_bytes, format_count
 
 __all__ = ["default_budget", "law_digest", "recommend"]
 
-_NUM_PROBES: Final = 64
-"""Points of the space that stand for it where there are no results."""
 _BEYOND_OPTIMUM: Final = 8.0
 """The ladder ends at this multiple of the law's optimum, or of the largest tried model."""
 _CRITICAL_BATCH_EXPONENT: Final = 0.47
 """Growth of the critical batch with data (Zhang et al. 2024, arXiv:2410.21676)."""
 _TARGET_FACTOR: Final = 10.0
-_LONGER: Final = 2.0
-"""Tokens per parameter beyond the most that was tried, as a factor: scaling size and tokens together
-is what a law is for; a ratio far from every trial is a guess about one of its terms alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Evidence:
-    """What the study's trials (or, without any, its space) say."""
+class _Settled:
+    """The choice, and what it was made under."""
 
-    template: TrialConfig
-    models: tuple[ModelConfig, ...]
-    precisions: frozenset[str]
-    finished: tuple[tuple[TrialResult, TrialConfig], ...]
-    trials: tuple[TrialResult, ...]
-    unique_tokens: float | None
+    terms: Terms
+    table: Table
+    choice: Option
+    size: Sizing
+    batch: TunedSetting
+    growth: float
 
 
 def default_budget(study: Study) -> Budget:
@@ -100,64 +91,37 @@ def recommend(
         ConfigError: The budget limits money or energy, and the cluster does not say what they are.
     """
     place = resolve_cluster(cluster or study.cluster)
-    evidence = _evidence(study, results)
-    terms, setting = _terms(law, budget, study, evidence, place, level)
-    if max_params is None:
-        terms = replace(terms, most_tokens_per_param=_most_tokens_per_param(law, evidence))
+    evidence = gather_evidence(study, results)
+    terms, batch = _terms(law, budget, study, evidence, place, level)
+    if max_params is not None:
+        terms = replace(terms, most_tokens_per_param=math.inf)
     shapes = _shapes(evidence, terms, max_params)
-    table = build_table(shapes, terms)
-    choice = _least(table, place)
-    growth = _batch_growth(law, choice.train_tokens)
-    size = size_at(law, law_params(law, table.config(choice).model), choice.train_tokens, level)
-    if size.shift != 1.0:
-        terms = replace(terms, size_shift=size.shift)
-        table = build_table(shapes, terms)
-        choice = _least(table, place)
-    if growth > 1:
-        larger = replace(terms, sequences_per_step=terms.sequences_per_step * growth)
-        grown = build_table(shapes, larger)
-        growth = growth if _is_worth(grown, choice) else 1
-        table = grown if growth > 1 else table
-        choice = _least(table, place)
-    config = table.config(choice)
-    found = Findings(
-        law=law,
-        choice=choice,
-        size=law_params(law, config.model),
-        best_size=size,
-        extrapolation_factor=choice.train_flops / law.fitted_range.train_flops[1],
-        tried_params=tuple(count_params(model).total for model in evidence.models),
-        tried_precisions=evidence.precisions,
-        is_last_shape=max_params is None and _is_last(choice, shapes),
-        learning_rate=terms.learning_rate,
-        tokens_per_step=setting,
-        batch_growth=growth,
-        calibration=terms.calibration,
-        unique_tokens=evidence.unique_tokens,
-        most_tokens_per_param=terms.most_tokens_per_param,
-    )
+    settled = _settle(shapes, terms, batch, evidence)
+    found = _findings(settled, evidence, shapes, max_params)
     warnings = cautions(found)
     word, reasons = confidence(found, warnings)
+    choice, table = settled.choice, settled.table
     return Recommendation(
         study=study.name,
         question=study.question,
         budget=budget.limits(),
         cluster=str(place),
-        config=config.model_dump(mode="json"),
+        config=table.config(choice),
         choice=choice,
         runners_up=runners_up(choice, table.options, num_runners_up),
         binding=_binding(choice, table, law, max_params),
         headroom={n: v - _spent(choice, n) for n, v in budget.limits().items()},
         level=level,
-        best_num_params=(size.num_params, size.lower, size.upper),
-        size_shift=terms.size_shift,
-        most_tokens_per_param=_finite(terms.most_tokens_per_param),
+        best_num_params=(settled.size.num_params, settled.size.lower, settled.size.upper),
+        size_shift=settled.terms.size_shift,
+        most_tokens_per_param=_finite(settled.terms.most_tokens_per_param),
+        unique_tokens=evidence.unique_tokens,
         extrapolation_factor=found.extrapolation_factor,
         confidence=word,
         reasons=reasons,
         warnings=warnings,
-        learning_rate=terms.learning_rate,
-        tokens_per_step=setting,
+        learning_rate=settled.terms.learning_rate,
+        tokens_per_step=settled.batch,
         calibration=terms.calibration,
         law_form=law.form,
         law_digest=law_digest(law),
@@ -165,6 +129,67 @@ def recommend(
         rejected=table.rejected,
         planner_version=law.planner_version,
     )
+
+
+def _settle(
+    shapes: Sequence[ModelConfig], terms: Terms, batch: TunedSetting, evidence: Evidence
+) -> _Settled:
+    """Return the choice, once size, rate and batch hold at the compute that the budget reaches.
+
+    Raises:
+        InfeasibleError: Nothing can be trained.
+    """
+    law = terms.law
+    table = build_table(shapes, terms)
+    choice = _least(table, terms.cluster)
+    num_params = law_params(law, table.config(choice).model)
+    size = size_at(law, num_params, choice.train_tokens, terms.level)
+    terms = replace(terms, size_shift=size.shift)
+    growth = _batch_growth(law, choice.train_tokens)
+    swept = swept_settings(evidence.finished, evidence.sizes(law), num_params, choice.train_tokens)
+    if swept is not None:
+        rate, batch = swept
+        sequences = _power_of_two(batch.value / terms.template.model.sequence_length)
+        terms = replace(terms, learning_rate=rate, sequences_per_step=sequences)
+        growth = 1
+    table = build_table(shapes, terms)
+    choice = _least(table, terms.cluster)
+    if growth > 1:
+        larger = replace(terms, sequences_per_step=terms.sequences_per_step * growth)
+        grown = build_table(shapes, larger)
+        if _is_worth(grown, choice):
+            terms, table, choice = larger, grown, _least(grown, terms.cluster)
+        else:
+            growth = 1
+    return _Settled(
+        terms=terms, table=table, choice=choice, size=size, batch=batch, growth=float(growth)
+    )
+
+
+def _findings(
+    settled: _Settled, evidence: Evidence, shapes: Sequence[ModelConfig], max_params: int | None
+) -> Findings:
+    terms, choice = settled.terms, settled.choice
+    return Findings(
+        law=terms.law,
+        choice=choice,
+        size=law_params(terms.law, settled.table.config(choice).model),
+        best_size=settled.size,
+        extrapolation_factor=choice.train_flops / terms.law.fitted_range.train_flops[1],
+        tried_params=tuple(count_params(model).total for model in evidence.models),
+        tried_precisions=evidence.precisions,
+        is_last_shape=max_params is None and _is_last(choice, shapes),
+        learning_rate=terms.learning_rate,
+        tokens_per_step=settled.batch,
+        batch_growth=settled.growth,
+        calibration=terms.calibration,
+        unique_tokens=evidence.unique_tokens,
+        most_tokens_per_param=terms.most_tokens_per_param,
+    )
+
+
+def _power_of_two(value: float) -> int:
+    return int(2 ** max(0, round(math.log2(value))))
 
 
 def _finite(value: float) -> float | None:
@@ -199,52 +224,11 @@ def _spent(option: Option, field: str) -> float:
     return float(amount)
 
 
-def _evidence(study: Study, results: Results | None) -> _Evidence:
-    """Return the study's trials, or points of its space where there are none."""
-    trials = results.trials if results is not None else ()
-    known = [(t, c) for t in trials if (c := _config_of(t)) is not None]
-    finished = tuple(
-        (trial, config)
-        for trial, config in known
-        if trial.state is TrialState.COMPLETED and trial.val_loss and trial.train_tokens
-    )
-    best = min(finished, key=lambda pair: pair[0].val_loss or math.inf, default=None)
-    configs = [config for _, config in finished] or list(_probes(study))
-    corpus = [t.metrics["unique_tokens"] for t in trials if "unique_tokens" in t.metrics]
-    return _Evidence(
-        template=best[1] if best else configs[0],
-        models=tuple(dict.fromkeys(config.model for config in configs)),
-        precisions=frozenset(config.precision.compute for config in configs),
-        finished=finished,
-        trials=tuple(trials),
-        unique_tokens=max(corpus, default=None),
-    )
-
-
-def _config_of(trial: TrialResult) -> TrialConfig | None:
-    try:
-        return parse_config(trial.config, TrialConfig)
-    except ConfigError:
-        return None  # an infeasible point that is no valid trial
-
-
-def _probes(study: Study) -> list[TrialConfig]:
-    found = []
-    points = quasi_random_points(study.search_space, study.base, seed=0)
-    for point in itertools.islice(points, _NUM_PROBES):
-        values: Mapping[str, JsonValue] = point
-        try:
-            found.append(trial_config(study, values))
-        except ConfigError:
-            continue
-    return found
-
-
 def _terms(
     law: ScalingLaw,
     budget: Budget,
     study: Study,
-    evidence: _Evidence,
+    evidence: Evidence,
     cluster: Cluster,
     level: float,
 ) -> tuple[Terms, TunedSetting]:
@@ -268,23 +252,15 @@ def _terms(
         learning_rate=rate,
         sequences_per_step=sequences,
         calibration=calibrate(evidence.trials, study.cluster, cluster),
+        most_tokens_per_param=evidence.most_tokens_per_param(law),
+        unique_tokens=evidence.unique_tokens,
     )
     return terms, batch
 
 
-def _tuned(name: str, law: ScalingLaw, evidence: _Evidence, best: float) -> TunedSetting:
-    sizes = [law_params(law, config.model) for _, config in evidence.finished]
-    return tune(name, rows_of(evidence.finished, law, sizes, name), best)
-
-
-def _most_tokens_per_param(law: ScalingLaw, evidence: _Evidence) -> float:
-    """Return the most tokens per parameter that an option is trained on."""
-    tried = [
-        (trial.train_tokens or 0) / law_params(law, config.model)
-        for trial, config in evidence.finished
-    ]
-    widest = law.fitted_range.num_tokens[1] / law.fitted_range.num_params[0]
-    return _LONGER * max(tried, default=widest)
+def _tuned(name: str, law: ScalingLaw, evidence: Evidence, best: float) -> TunedSetting:
+    rows = rows_of(evidence.finished, law, evidence.sizes(law), name)
+    return tune(name, rows, best)
 
 
 def _batch_growth(law: ScalingLaw, num_tokens: float) -> int:
@@ -323,7 +299,7 @@ def _most_flops(budget: Budget, cluster: Cluster) -> float:
     return min(limits, default=peak)
 
 
-def _shapes(evidence: _Evidence, terms: Terms, max_params: int | None) -> list[ModelConfig]:
+def _shapes(evidence: Evidence, terms: Terms, max_params: int | None) -> list[ModelConfig]:
     optimum = optimal_allocation(terms.law, _most_flops(terms.budget, terms.cluster)).num_params
     largest = max(count_params(model).total for model in evidence.models)
     smallest = min(count_params(model).total for model in evidence.models)

@@ -16,7 +16,7 @@ from planner.curves import ScalingLaw
 from planner.errors import ConfigError
 from planner.planning import charge
 from planner.recommendation.answer import Calibration, Option, TunedSetting
-from planner.recommendation.sizing import predict
+from planner.recommendation.sizing import predict, worth
 from planner.recommendation.speed import speed_ratio
 from planner.trial import ModelConfig, TrialConfig, divisors
 
@@ -44,6 +44,8 @@ class Terms:
     """No option is trained on more tokens per parameter (as the law counts) than this."""
     size_shift: float = 1.0
     """See `sizing.py`."""
+    unique_tokens: float | None = None
+    """Tokens there are; beyond them they repeat, and are worth less."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -301,7 +303,7 @@ def _with_losses(
     prediction = predict(
         terms.law,
         np.array(sizes, float),
-        np.array([row.train_tokens for row in rows], float),
+        worth(np.array([row.train_tokens for row in rows], float), terms.unique_tokens),
         shift=terms.size_shift,
         level=terms.level,
         train_flops=np.array([row.train_flops for row in rows]),

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from numpy.typing import ArrayLike
 
 from planner.curves import Prediction, ScalingLaw, optimal_allocation
+from planner.curves.repeated import PUBLISHED_REPETITION, effective_tokens
 
-__all__ = ["Sizing", "point_loss", "predict", "size_at"]
+__all__ = ["Sizing", "point_loss", "predict", "size_at", "worth"]
 
 Array = npt.NDArray[np.float64]
 
@@ -64,6 +65,19 @@ def point_loss(law: ScalingLaw, num_params: Array, num_tokens: Array) -> Array:
     columns = {"num_params": num_params.ravel(), "num_tokens": num_tokens.ravel()}
     total = sum(part.weight * part.log_loss(columns) for part in law.components)
     return np.asarray(np.exp(total)).reshape(num_params.shape)
+
+
+def worth(num_tokens: Array, unique_tokens: float | None) -> Array:
+    """Return the new tokens that as many seen ones are worth.
+
+    With R_D* = 15.39 as published (Muennighoff et al. 2023, arXiv:2305.16264, equation 5).
+
+    >>> worth(np.array([1e6, 4e6]), 1e6).round(-4).tolist()
+    [1000000.0, 3730000.0]
+    """
+    if unique_tokens is None:
+        return num_tokens
+    return effective_tokens(num_tokens, unique_tokens, PUBLISHED_REPETITION[0])
 
 
 def predict(

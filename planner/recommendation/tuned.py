@@ -18,10 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.curves import ScalingLaw
+from planner.curves.tuning_law import TuningGrid, fit_tuning_law
+from planner.errors import FitError
 from planner.recommendation.answer import TunedSetting
 from planner.trial import TrialConfig, TrialResult
 
-__all__ = ["Row", "rows_of", "tune"]
+__all__ = ["Row", "rows_of", "swept_settings", "tune"]
 
 Array = npt.NDArray[np.float64]
 
@@ -75,6 +77,49 @@ def rows_of(
             )
         )
     return rows
+
+
+def swept_settings(
+    trials: Sequence[tuple[TrialResult, TrialConfig]],
+    sizes: Sequence[float],
+    num_params: float,
+    num_tokens: float,
+) -> tuple[TunedSetting, TunedSetting] | None:
+    """Return rate and batch at a size and length by the law of both, or None.
+
+    Both must have been swept together at two sizes or lengths at least (`fit_tuning_law`).
+    """
+    rates = np.array([config.optimizer.learning_rate for _, config in trials])
+    batches = np.array([float(config.tokens_per_step) for _, config in trials])
+    if min(len(np.unique(rates)), len(np.unique(batches)), 3) < 3:
+        return None
+    grid = TuningGrid(
+        num_params=np.array(sizes, float),
+        num_tokens=np.array([float(trial.train_tokens or 0) for trial, _ in trials]),
+        learning_rate=rates,
+        tokens_per_step=batches,
+        loss=np.array([trial.val_loss or math.nan for trial, _ in trials]),
+    )
+    try:
+        law = fit_tuning_law(grid)
+    except FitError:
+        return None  # read off one by one, or the best trial's
+    best = law.predict(num_params, num_tokens)
+
+    def setting(name: str, row: int, value: float, factor: float, tried: Array) -> TunedSetting:
+        return TunedSetting(
+            name=name, value=value, at_num_params=num_params,
+            exponent=float(law.coefficients[row, 1]) if row == 0 else 0.0,
+            lower=value / factor, upper=value * factor, tried_lower=float(tried.min()),
+            tried_upper=float(tried.max()), num_trials=law.num_rows,
+            method="law of rate and batch",
+        )  # fmt: skip
+
+    return (
+        setting("learning_rate", 0, float(best.learning_rate), best.learning_rate_factor, rates),
+        setting("tokens_per_step", 1, float(best.tokens_per_step), best.tokens_per_step_factor,
+                batches),
+    )  # fmt: skip
 
 
 def tune(name: str, rows: Sequence[Row], best: float) -> TunedSetting:

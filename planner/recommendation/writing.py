@@ -7,7 +7,6 @@ exports/study.yaml      a study of this one trial, for `planner sweep`
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +33,7 @@ the measured speed: neither may stop the run that it foretells."""
 
 def trial_text(recommendation: Recommendation) -> str:
     """Return the TrialConfig as the engine reads it."""
-    return json.dumps(dict(recommendation.config), indent=2) + "\n"
+    return recommendation.config.model_dump_json(indent=2) + "\n"
 
 
 def study_of(recommendation: Recommendation, cluster: ClusterConfig) -> Study:
@@ -44,7 +43,7 @@ def study_of(recommendation: Recommendation, cluster: ClusterConfig) -> Study:
         ConfigError: The study's rules are broken.
     """
     config = recommendation.config
-    planned = charge(estimate(recommendation.trial_config, resolve_cluster(cluster)))
+    planned = charge(estimate(config, resolve_cluster(cluster)))
     budget = {
         name: float(f"{_SLACK * max(limit, getattr(planned, name)):.4g}")
         for name, limit in recommendation.budget.items()
@@ -54,9 +53,9 @@ def study_of(recommendation: Recommendation, cluster: ClusterConfig) -> Study:
         "question": "Does the recommended configuration reach the predicted loss?",
         "search_space": {
             "name": "recommended",
-            "parameters": {"train.seed": {"choice": [config["train"]["seed"]]}},
+            "parameters": {"train.seed": {"choice": [config.train.seed]}},
         },
-        "base": dict(config),
+        "base": config.model_dump(mode="json"),
         "search": {"algorithm": "grid"},
         "budget": budget,
         "cluster": cluster.model_dump(mode="json", exclude_none=True),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from planner.costs import count_params, train_flops_per_token
 from planner.recommendation.options import law_params
 from planner.recommendation.shapes import ladder
-from planner.recommendation.sizing import point_loss, predict
+from planner.recommendation.sizing import point_loss, predict, worth
 from planner.report.contents import Contents
 from planner.trial import TrialState
 
@@ -63,6 +63,7 @@ def frontier(contents: Contents) -> Frontier | None:
     tokens = compute[:, None] / per_token[None, :]
     if answer is not None and answer.most_tokens_per_param is not None:
         tokens = np.minimum(tokens, answer.most_tokens_per_param * sizes[None, :])
+    tokens = worth(tokens, answer.unique_tokens if answer is not None else None)
     level = answer.level if answer is not None else law.level
     shift = answer.size_shift if answer is not None else 1.0
     wide = np.broadcast_to(sizes, tokens.shape)

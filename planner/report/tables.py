@@ -226,10 +226,10 @@ def settings(answer: Recommendation) -> Table:
         ("training tokens", f"{format_count(row.train_tokens)} "
          f"({row.train_tokens / row.num_params:.3g} per parameter)"),
         ("tokens per step", f"{format_count(row.tokens_per_step)} "
-         f"({row.sequences_per_step} sequences of {config['model']['sequence_length']})"),
+         f"({row.sequences_per_step} sequences of {config.model.sequence_length})"),
         ("steps", f"{row.num_steps:,}"),
         ("peak learning rate", format_number(row.learning_rate)),
-        ("schedule", str(config["schedule"]["name"])),
+        ("schedule", config.schedule.name),
         ("precision", row.precision),
         ("workers", str(row.num_workers) + (
             f", sharded over {row.shard_parallel}" if row.shard_parallel > 1 else "")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from planner.recommendation import (
     rank,
     recommend,
 )
-from planner.recommendation.sizing import predict, size_at
+from planner.recommendation.sizing import predict, size_at, worth
 from planner.results import Results
 from planner.trial import TrialState
 
@@ -97,6 +98,25 @@ def test_a_larger_budget_never_predicts_a_worse_loss(
     assert losses[1] <= losses[0] * 1.001
 
 
+def test_a_small_corpus_asks_for_a_larger_model_than_an_endless_one(
+    law: ScalingLaw, results: Results
+) -> None:
+    sizes = [
+        recommend(
+            law,
+            Budget(flops=1e15),
+            results.study,
+            results=replace(
+                results,
+                trials=tuple(replace(t, metrics={"unique_tokens": n}) for t in results.trials),
+            ),
+            max_params=10**9,
+        ).choice.num_params
+        for n in (2e6, 1e12)
+    ]
+    assert sizes[0] > sizes[1]
+
+
 def test_no_option_has_more_than_twice_the_tokens_per_parameter_of_any_trial(
     answer: Recommendation, results: Results
 ) -> None:
@@ -115,7 +135,7 @@ def test_the_interval_is_the_prediction_interval_of_the_law_at_the_choice(
 ) -> None:
     row = answer.choice
     expected = predict(
-        law, row.num_params, row.train_tokens, shift=answer.size_shift, level=answer.level,
+        law, row.num_params, worth(np.array(row.train_tokens), answer.unique_tokens), shift=answer.size_shift, level=answer.level,
         train_flops=row.train_flops,
     )  # fmt: skip
     assert row.predicted_loss == pytest.approx(float(expected.loss), rel=1e-9)
@@ -127,7 +147,8 @@ def test_the_interval_is_the_prediction_interval_of_the_law_at_the_choice(
 def test_the_recommended_size_is_near_the_allocation_where_nothing_else_holds_it(
     law: ScalingLaw, results: Results
 ) -> None:
-    found = recommend(law, Budget(flops=1e15), results.study, results=results, max_params=10**9)
+    endless = replace(results, trials=tuple(replace(trial, metrics={}) for trial in results.trials))
+    found = recommend(law, Budget(flops=1e15), results.study, results=endless, max_params=10**9)
     row = found.choice
     best = optimal_allocation(law, 6.0 * row.num_params * row.train_tokens).num_params
     assert found.most_tokens_per_param is None
@@ -147,7 +168,7 @@ def test_centring_the_prediction_puts_its_optimum_where_the_allocation_is(law: S
 def test_the_recommended_configuration_fits_the_cluster_at_the_stated_cost(
     answer: Recommendation, results: Results
 ) -> None:
-    config = answer.trial_config
+    config = answer.config
     cost = estimate(config, resolve_cluster(results.study.cluster))
     assert cost.fits
     assert cost.train_flops == pytest.approx(answer.choice.train_flops)

@@ -57,7 +57,7 @@ def test_another_device_is_not_calibrated(results: Results) -> None:
 def test_the_stated_time_is_at_the_measured_speed(law: ScalingLaw, results: Results) -> None:
     found = recommend(law, Budget(flops=1e15), results.study, results=results)
     row = found.choice
-    cost = estimate(found.trial_config, resolve_cluster(results.study.cluster))
+    cost = estimate(found.config, resolve_cluster(results.study.cluster))
     ratio = speed_ratio(found.calibration, row.num_params, row.num_workers)
     assert row.seconds == pytest.approx(cost.startup_seconds + cost.train_seconds / ratio, rel=1e-6)
 

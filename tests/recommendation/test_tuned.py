@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from planner.budget import Budget
+from planner.config import parse_config
 from planner.curves import ScalingLaw
 from planner.recommendation import recommend
-from planner.recommendation.tuned import Row, tune
+from planner.recommendation.tuned import Row, swept_settings, tune
 from planner.results import Results
+from planner.trial import TrialConfig
 
 BEST = 3e-3
 
@@ -84,3 +87,42 @@ def test_the_synthetic_sweep_gives_its_best_rate(law: ScalingLaw, results: Resul
     found = recommend(law, Budget(flops=1e14), results.study, results=results)
     assert found.learning_rate.method in ("quadratic", "power law")
     assert found.choice.learning_rate == pytest.approx(4e-3, rel=0.3)
+
+
+def test_rate_and_batch_swept_together_follow_the_law_of_both(results: Results) -> None:
+    template = parse_config(results.trials[0].config, TrialConfig)
+    trials, sizes = [], []
+    generator = np.random.default_rng(0)
+    for size, tokens in ((1e6, 2e7), (4e6, 8e7), (16e6, 3e8)):
+        best_rate = 4e-3 * (size / 1e6) ** -0.3
+        best_batch = 8.0 * (tokens / 2e7) ** 0.5
+        for factor in (0.5, 0.7, 1.0, 1.4, 2.0):
+            for sequences in (4, 8, 16, 32):
+                rate = best_rate * factor
+                excess = 0.02 * math.log(factor) ** 2
+                excess += 0.01 * math.log(sequences / best_batch) ** 2
+                loss = 3.0 * (size / 1e6) ** -0.05 * (1 + excess + 5e-4 * generator.normal())
+                config = template.replace(
+                    batch=template.batch.replace(sequences_per_step=sequences),
+                    optimizer=template.optimizer.replace(learning_rate=rate),
+                )
+                trials.append(
+                    (replace(results.trials[0], val_loss=loss, train_tokens=int(tokens)), config)
+                )
+                sizes.append(size)
+    found = swept_settings(trials, sizes, 4e6, 8e7)
+    assert found is not None
+    rate, batch = found
+    assert rate.value == pytest.approx(4e-3 * 4**-0.3, rel=0.1)
+    assert rate.exponent < -0.1
+    assert batch.value == pytest.approx(16 * 128, rel=0.2)
+    assert rate.method == batch.method == "law of rate and batch"
+
+
+def test_a_sweep_of_the_rate_alone_has_no_law_of_both(results: Results) -> None:
+    trials = [
+        (trial, parse_config(trial.config, TrialConfig))
+        for trial in results.trials
+        if trial.val_loss
+    ]
+    assert swept_settings(trials, [1e6] * len(trials), 1e6, 1e8) is None

@@ -35,9 +35,9 @@ def test_the_exported_study_runs_the_recommended_trial_and_nothing_else(
     study = load_study(paths[2])
     outlook = plan(study)
     assert [candidate.is_feasible for candidate in outlook.candidates] == [True]
-    assert trial_config(study, outlook.candidates[0].point) == answer.trial_config
+    assert trial_config(study, outlook.candidates[0].point) == answer.config
     engine = json.loads(paths[1].read_text())
-    assert parse_config(engine, TrialConfig) == answer.trial_config
+    assert parse_config(engine, TrialConfig) == answer.config
     assert Recommendation.from_json(paths[0].read_text()).choice == answer.choice
 
 
