@@ -49,6 +49,8 @@ class Saved:
     first_loss: float
     best_val_loss: float | None = None
     reports_since_best: int = 0
+    loss_scale: tuple[float, int] | None = None
+    """Of fp16: the factor, and the steps since it changed."""
     corpus_hash: str
     model: dict[str, Any]
     """The ModelConfig as plain data."""

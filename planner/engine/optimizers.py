@@ -149,9 +149,11 @@ def _adam(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
 
 
 def _sgd(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    # torch's fused SGD, unlike its fused Adam, does not run on sharded parameters.
+    is_whole = not any(hasattr(p, "placements") for group in groups for p in group["params"])
     return torch.optim.SGD(
         groups, lr=config.learning_rate, momentum=config.momentum or 0.0, nesterov=config.nesterov,
-        fused=True,
+        fused=is_whole,
     )  # fmt: skip
 
 

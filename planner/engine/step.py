@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import torch
 
 from planner.engine.data.windows import Windows
@@ -14,13 +12,13 @@ from planner.engine.parallel.gradients import scale_gradients, squared_norm, sum
 from planner.engine.parallel.groups import make_groups, sum_in
 from planner.engine.parallel.tied import TiedEmbedding
 from planner.engine.parallel.workers import Workers
+from planner.engine.precision import COMPUTE_DTYPES, check_device
+from planner.engine.precision.loss_scale import LossScale
 from planner.engine.schedules import learning_rate_factor, scaled_learning_rate
 from planner.engine.tasks import NextToken
 from planner.trial import TrialConfig
 
 __all__ = ["Stepper"]
-
-COMPUTE_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Stepper:
@@ -34,7 +32,9 @@ class Stepper:
             training=make_token_loss(self.groups, config.optimizer.label_smoothing),
             validation=make_token_loss(self.groups),
         )
+        check_device(config.precision, workers.device)
         compute = COMPUTE_DTYPES[config.precision.compute]
+        self.loss_scale = LossScale() if config.precision.compute == "fp16" else None
         self.local = build_local_model(config, self.groups, workers.device, compute)
         self.named = self.local.named_parameters()
         self._arrange_updates()
@@ -64,7 +64,7 @@ class Stepper:
 
             self._pipeline = Pipeline(
                 self.local.stages, self.config, self.groups, self.workers.device,
-                self.task.mean_loss,
+                lambda logits, targets: self.task.mean_loss(logits, targets) * self._scale,
             )  # fmt: skip
 
     @property
@@ -103,7 +103,8 @@ class Stepper:
             self._seed_dropout(first_sample)
             tokens_BT, targets_BT = self.task.training_batch(first_sample, number * size)
             device = self.workers.device
-            return self._pipeline.forward_backward(tokens_BT.to(device), targets_BT.to(device))
+            total = self._pipeline.forward_backward(tokens_BT.to(device), targets_BT.to(device))
+            return total / self._scale
         total = torch.zeros((), device=self.workers.device)
         for micro in range(number):
             if self.groups.shards_parameters:
@@ -111,9 +112,14 @@ class Stepper:
             start = first_sample + micro * size
             self._seed_dropout(start)
             loss = self._micro_loss(start, size)
-            loss.backward()
+            (loss * self._scale if self._scale != 1.0 else loss).backward()
             total += loss.detach()
         return total
+
+    @property
+    def _scale(self) -> float:
+        """What the loss is multiplied with before the backward pass."""
+        return 1.0 if self.loss_scale is None else self.loss_scale.value
 
     def _micro_loss(self, first_sample: int, size: int) -> torch.Tensor:
         tokens_BT, targets_BT = (
@@ -136,24 +142,42 @@ class Stepper:
             number: Micro-batches whose gradients were added up.
         """
         self._synchronise()
-        limit = self.config.optimizer.gradient_clip_norm
-        if limit is not None:
-            norm = self._gradient_norm() / number
-            scale_gradients(self._all, torch.clamp(limit / (norm + 1e-6), max=1.0) / number)
-        elif number > 1:
-            scale_gradients(self._all, 1.0 / number)
-        self.optimizer.step()
+        if self._scale_and_clip(number * self._scale):
+            self.optimizer.step()
         for _, parameter in self.named:
             parameter.grad = None
         if self._partition is not None:
             self._partition.send_updates()
+
+    def _scale_and_clip(self, divisor: float) -> bool:
+        """Divide the summed gradients and clip them; return whether they can be used.
+
+        Only fp16 looks whether they can, because looking makes the host wait for the device.
+        """
+        limit = self.config.optimizer.gradient_clip_norm
+        norm = None
+        if limit is not None or self.loss_scale is not None:
+            norm = self._gradient_norm() / divisor
+        if self.loss_scale is not None:
+            overflowed = norm is not None and not bool(torch.isfinite(norm))
+            self.loss_scale.after(overflowed=overflowed)
+            if overflowed:
+                return False
+        if limit is not None and norm is not None:
+            scale_gradients(self._all, torch.clamp(limit / (norm + 1e-6), max=1.0) / divisor)
+        elif divisor != 1.0:
+            scale_gradients(self._all, 1.0 / divisor)
+        return True
 
     def _synchronise(self) -> None:
         """Sum and average gradients over the workers that hold the same parameters."""
         if self._partial:
             sum_gradients(self._partial, self.groups.group("tensor"))
         if self.groups.num_data > 1 and not self.groups.shards_parameters:
-            sum_gradients(self._all, self.groups.replicas, divide_by=self.groups.num_data)
+            sum_gradients(
+                self._all, self.groups.replicas, divide_by=self.groups.num_data,
+                in_bf16=self.config.precision.reduce == "bf16",
+            )  # fmt: skip
         self._tied.add_gradients()
 
     def _gradient_norm(self) -> torch.Tensor:

@@ -8,6 +8,7 @@ from planner.trial import TrialConfig
 __all__ = ["check_supported", "check_workers"]
 
 _TWO_CHUNKS = ("zbv-zero-bubble", "dualpipe-v")
+_SPLIT_BACKWARD = ("interleaved-zero-bubble", *_TWO_CHUNKS)
 
 
 def check_supported(config: TrialConfig) -> None:
@@ -16,7 +17,14 @@ def check_supported(config: TrialConfig) -> None:
     Raises:
         InfeasibleError: With the rule and the nearest configuration that runs.
     """
-    for rule in (_check_layout, _check_pipeline, _check_tensor, _check_optimizer, _check_model):
+    for rule in (
+        _check_layout,
+        _check_pipeline,
+        _check_tensor,
+        _check_optimizer,
+        _check_precision,
+        _check_model,
+    ):
         rule(config)
 
 
@@ -78,6 +86,13 @@ def _check_pipeline(config: TrialConfig) -> None:
             f"{number} micro-batches, {stages} stages.",
             hint="Change batch.micro_batch_sequences, or use pipeline_schedule=1f1b.",
         )
+    if name in _SPLIT_BACKWARD and config.execution.activation_checkpointing != "none":
+        raise InfeasibleError(
+            f"pipeline_schedule {name} runs the backward pass in two halves, recomputation allows "
+            f"one: activation_checkpointing={config.execution.activation_checkpointing}.",
+            hint="Set execution.activation_checkpointing=none, or pipeline_schedule=1f1b or "
+            "interleaved.",
+        )
     if config.execution.chunked_loss:
         raise InfeasibleError(
             "chunked_loss needs a whole model per worker: pipeline_parallel="
@@ -126,18 +141,33 @@ def _check_optimizer(config: TrialConfig) -> None:
         )
 
 
+def _check_precision(config: TrialConfig) -> None:
+    precision, layout = config.precision, config.layout
+    if precision.emulate != "none" and layout.tensor_parallel > 1:
+        raise InfeasibleError(
+            f"emulation scales whole rows of matrices: tensor_parallel={layout.tensor_parallel} "
+            "splits them.",
+            hint="Use layout.tensor_parallel=1 with precision.emulate.",
+        )
+    if precision.emulate != "none" and precision.compute == "fp8":
+        raise InfeasibleError(
+            f"precision.compute=fp8 and precision.emulate={precision.emulate} exclude each other.",
+            hint="Use precision.compute=bf16 with emulation.",
+        )
+    if config.execution.chunked_loss and config.optimizer.label_smoothing:
+        raise InfeasibleError(
+            f"chunked_loss has no label smoothing: label_smoothing="
+            f"{config.optimizer.label_smoothing}.",
+            hint="Set execution.chunked_loss=false or optimizer.label_smoothing=0.",
+        )
+
+
 def _check_model(config: TrialConfig) -> None:
     model = config.model
     if model.num_experts is not None:
         raise InfeasibleError(
             f"the engine runs dense models: num_experts={model.num_experts}.",
             hint="Leave model.num_experts out.",
-        )
-    if config.execution.activation_checkpointing != "none":
-        raise InfeasibleError(
-            "the engine runs execution.activation_checkpointing=none: "
-            f"got {config.execution.activation_checkpointing}.",
-            hint="Lower batch.micro_batch_sequences to save memory.",
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from planner.costs.flops import num_train_tokens, train_flops_per_token
 from planner.costs.params import count_params
 from planner.engine.checkpoint import Checkpoints, Saved, check_same, load_newest
-from planner.engine.data.corpus import load_corpus, unigram_entropy
+from planner.engine.data.corpus import Corpus, load_corpus, unigram_entropy
 from planner.engine.data.windows import Windows
 from planner.engine.failures import classify
 from planner.engine.measurement import (
@@ -104,6 +104,7 @@ class _Run:
         self.reports_since_best = 0
         self.report: dict[str, Any] = {}
         self.checkpoints: Checkpoints | None = None
+        self.corpus: Corpus | None = None
         self.clock = Clock(workers.device)
         reset_peak_memory(workers.device)
 
@@ -140,6 +141,8 @@ class _Run:
         self.step, self.sequences = saved.step, saved.sequences
         self._reported_sequences = saved.sequences
         self.first_loss, self.report = saved.first_loss, dict(saved.report)
+        if self.stepper.loss_scale is not None and saved.loss_scale is not None:
+            self.stepper.loss_scale.value, self.stepper.loss_scale.calm_steps = saved.loss_scale
         self.best_val_loss = saved.best_val_loss
         self.reports_since_best = saved.reports_since_best
         self.clock.elapsed_before = saved.elapsed_seconds
@@ -150,8 +153,11 @@ class _Run:
             saved,
             model=self.config.model.model_dump(mode="json"),
             seed=self.config.train.seed,
-            corpus_hash=self.corpus.content_hash,
+            corpus_hash=self._corpus_hash(),
         )
+
+    def _corpus_hash(self) -> str:
+        return "" if self.corpus is None else self.corpus.content_hash
 
     def carry_out(
         self,
@@ -289,11 +295,13 @@ class _Run:
             self.clock.tokens_per_second,
             peak_flops_per_second(self.config, self.workers.device),
         )
-        if rate is None or peak is None:
+        emulated = self.config.precision.emulate != "none"
+        if rate is None or peak is None or emulated:
             return None
         return rate * train_flops_per_token(self.config.model) / (peak * self.workers.world_size)
 
     def _save(self, checkpoints: Checkpoints) -> None:
+        scale = self.stepper.loss_scale
         saved = Saved(
             step=self.step,
             sequences=self.sequences,
@@ -302,7 +310,8 @@ class _Run:
             first_loss=self.first_loss or 0.0,
             best_val_loss=self.best_val_loss,
             reports_since_best=self.reports_since_best,
-            corpus_hash=self.corpus.content_hash,
+            loss_scale=None if scale is None else (scale.value, scale.calm_steps),
+            corpus_hash=self._corpus_hash(),
             model=self.config.model.model_dump(mode="json"),
             seed=self.config.train.seed,
             report=self.report,
@@ -329,14 +338,12 @@ class _Run:
         if self.state is not TrialState.COMPLETED:
             peak = peak_memory_bytes(self.workers.device)
             values["peak_memory_bytes"] = max(peak, values.get("peak_memory_bytes") or 0.0)
-        metrics = (
-            {
-                "corpus_fingerprint": self.corpus.fingerprint(),
-                "unigram_entropy": unigram_entropy(self.corpus),
-            }
-            if hasattr(self, "corpus")
-            else {}
-        )
+        metrics: dict[str, float] = {}
+        if self.corpus is not None:
+            metrics["corpus_fingerprint"] = self.corpus.fingerprint()
+            metrics["unigram_entropy"] = unigram_entropy(self.corpus)
+        if self.config.precision.emulate != "none":
+            metrics["emulated_precision"] = 1.0
         return TrialResult(
             trial=self.trial,
             config=self.config.model_dump(mode="json"),

@@ -100,8 +100,17 @@ class ScheduleConfig(Config):
 class PrecisionConfig(Config):
     """Number formats."""
 
-    compute: Literal["fp32", "bf16"] = "fp32"
-    """Format of matrix products; master weights and optimizer state stay fp32."""
+    compute: Literal["fp32", "tf32", "bf16", "fp16", "fp8"] = "fp32"
+    """Format of matrix products; master weights and optimizer state stay fp32. fp16 scales its
+    loss; fp8 (e4m3 forward, e5m2 backward, one scale per tensor) takes the layers' matrices and
+    leaves the rest to bf16."""
+    reduce: Literal["fp32", "bf16"] = "fp32"
+    """Format in which gradients are summed over workers."""
+    emulate: Literal["none", "fp8-e4m3", "fp8-e5m2", "int8", "int4"] = "none"
+    """Format whose rounding the layers' weights get, for studies of accuracy on devices that lack
+    it; speed is that of `compute`."""
+    emulate_activations: bool = False
+    """Whether emulation rounds the inputs of the layers' matrices too."""
 
 
 class ExecutionConfig(Config):

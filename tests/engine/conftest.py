@@ -116,3 +116,21 @@ def losses() -> Callable[[Outcome], list[float]]:
         return [report[key] for report in outcome["reports"] for key in ("train_loss", "val_loss")]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def make_stepper() -> Callable[[TrialConfig], Any]:
+    """A function that returns the stepper of a trial of one worker."""
+
+    def make(config: TrialConfig) -> Any:
+        import torch
+
+        from planner.engine.data.corpus import load_corpus
+        from planner.engine.data.windows import Windows
+        from planner.engine.parallel.workers import Workers
+        from planner.engine.step import Stepper
+
+        workers = Workers(rank=0, world_size=1, device=torch.device("cpu"))
+        return Stepper(config, workers, Windows.of(config, load_corpus(config.data)))
+
+    return make

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from planner.engine import train
+
 LAYOUTS = {
     2: {
         "DDP": {"data_parallel": 2},
@@ -46,37 +48,91 @@ MODELS = {
 }
 
 
+PAIR_LAYOUTS = ("ZeRO-3", "TP + SP", "PP interleaved")
+PRECISION = {"compute": "bf16"}
+OPTIMIZERS = {
+    "adagrad": 5e-3, "adam": 1e-3, "lamb": 2e-3, "muon": 1e-3, "rmsprop": 3e-4, "sgd": 5e-2,
+}  # fmt: skip
+
+
+def optimizer(name):
+    return {"name": name, "learning_rate": OPTIMIZERS[name], "epsilon": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def alone(small):
+    """A function that returns the losses of one process."""
+
+    def run(**sections):
+        reports = []
+        train(small(**sections), on_metrics=reports.append)
+        return [report[key] for report in reports for key in ("train_loss", "val_loss")]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def pairs(settings, gang, losses):
+    """Losses of everything that two workers run here, by name, out of one gang."""
+    orders = {
+        **{name: settings(layout=layout) for name, layout in LAYOUTS[2].items()},
+        **{
+            f"{kind}, {name}": settings(model=model, layout=LAYOUTS[2][name])
+            for kind, model in MODELS.items()
+            for name in PAIR_LAYOUTS
+        },
+        **{
+            f"bf16, {name}": settings(precision=PRECISION, layout=LAYOUTS[2][name])
+            for name in ("DDP", *PAIR_LAYOUTS)
+        },
+        **{
+            name: settings(optimizer=optimizer(name), layout=LAYOUTS[2]["ZeRO-3"])
+            for name in OPTIMIZERS
+        },
+    }
+    outcomes = gang([{"config": config} for config in orders.values()], 2)
+    return {name: losses(outcome) for name, outcome in zip(orders, outcomes, strict=True)}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("world_size", [2, 4, 8])
-def test_every_layout_learns_what_one_process_learns(world_size, settings, gang, losses):
+@pytest.mark.parametrize("name", LAYOUTS[2])
+def test_two_workers_learn_what_one_process_learns(name, pairs, alone):
+    expected = alone()
+    assert len(expected) == 10
+    assert pairs[name] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world_size", [4, 8])
+def test_products_of_layouts_learn_what_one_process_learns(
+    world_size, settings, gang, losses, alone
+):
     layouts = LAYOUTS[world_size]
-    (alone,) = gang([{"config": settings()}], 1)
     outcomes = gang(
         [{"config": settings(layout=layout)} for layout in layouts.values()], world_size
     )
-    expected = losses(alone)
-    found = {name: losses(outcome) for name, outcome in zip(layouts, outcomes, strict=True)}
-    assert len(expected) == 10
-    for name, values in found.items():
-        assert values == pytest.approx(expected, abs=1e-5), name
+    for name, outcome in zip(layouts, outcomes, strict=True):
+        assert losses(outcome) == pytest.approx(alone(), abs=1e-5), name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", MODELS)
-def test_other_models_learn_the_same_in_every_kind_of_layout(kind, settings, gang, losses):
-    model = MODELS[kind]
-    names = ("DDP", "ZeRO-3", "TP + SP", "PP interleaved")
-    (alone,) = gang([{"config": settings(model=model)}], 1)
-    orders = [{"config": settings(model=model, layout=LAYOUTS[2][name])} for name in names]
-    for name, outcome in zip(names, gang(orders, 2), strict=True):
-        assert losses(outcome) == pytest.approx(losses(alone), abs=1e-5), name
+def test_other_models_learn_the_same_in_every_kind_of_layout(kind, pairs, alone):
+    expected = alone(model=MODELS[kind])
+    for name in PAIR_LAYOUTS:
+        assert pairs[f"{kind}, {name}"] == pytest.approx(expected, abs=1e-5), name
 
 
 @pytest.mark.slow
-def test_bf16_layouts_stay_within_2e_2_of_one_process(settings, gang, losses):
-    bf16 = {"compute": "bf16"}
-    names = ("DDP", "ZeRO-3", "TP + SP", "PP 1f1b")
-    (alone,) = gang([{"config": settings(precision=bf16)}], 1)
-    orders = [{"config": settings(precision=bf16, layout=LAYOUTS[2][name])} for name in names]
-    for name, outcome in zip(names, gang(orders, 2), strict=True):
-        assert losses(outcome) == pytest.approx(losses(alone), abs=2e-2), name
+def test_bf16_layouts_stay_within_2e_2_of_one_process(pairs, alone):
+    expected = alone(precision=PRECISION)
+    for name in ("DDP", *PAIR_LAYOUTS):
+        assert pairs[f"bf16, {name}"] == pytest.approx(expected, abs=2e-2), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_learns_the_same_sharded_and_unsharded(name, pairs, alone):
+    # Muon's Newton-Schulz iteration runs in bf16.
+    tolerance = 2e-3 if name == "muon" else 1e-5
+    assert pairs[name] == pytest.approx(alone(optimizer=optimizer(name)), abs=tolerance)

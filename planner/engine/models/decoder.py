@@ -46,6 +46,7 @@ class Decoder(nn.Module):
         self.is_untied = not model.tied_head
         self.dropout = model.dropout
         self.logit_scale = 1.0
+        self.label_smoothing = 0.0
 
     def forward(
         self, tokens_BT: torch.Tensor, targets_BT: torch.Tensor | None = None
@@ -68,7 +69,7 @@ class Decoder(nn.Module):
             return F.linear(x_BTD, weight)
         return F.linear_cross_entropy(
             x_BTD.flatten(0, 1), weight, targets_BT.flatten(),
-            options=nn.LinearCrossEntropyOptions(),
+            label_smoothing=self.label_smoothing, options=nn.LinearCrossEntropyOptions(),
         )  # fmt: skip
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ B sequences, T tokens, D channels, H heads (local to the worker), K channels of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -26,6 +27,10 @@ __all__ = [
 ]
 
 
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Input (..., in), weight (out, in) and bias to (..., out)."""
+
+
 def held(parameter: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return the part of a parameter that this worker holds, in a format."""
     to_local = getattr(parameter, "to_local", None)
@@ -37,11 +42,14 @@ class Linear(nn.Linear):
 
     adds_bias = True
     """False where the bias is added after a sum over workers."""
+    product: Product | None = None
+    """What multiplies, where it is not a product in the input's format."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out)."""
         bias = None if self.bias is None or not self.adds_bias else held(self.bias, x.dtype)
-        return F.linear(x, held(self.weight, x.dtype), bias)
+        weight = held(self.weight, x.dtype)
+        return F.linear(x, weight, bias) if self.product is None else self.product(x, weight, bias)
 
 
 class TokenEmbedding(nn.Module):
@@ -186,6 +194,10 @@ class Mlp(nn.Module):
         return self.w2(F.silu(self.w1(x_BTD)) * self.w3(x_BTD))
 
 
+Recompute = Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor], torch.Tensor]
+"""Runs a function so that its intermediate values are computed again in the backward pass."""
+
+
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
@@ -196,9 +208,15 @@ class Block(nn.Module):
         self.mlp_norm = make_norm(model)
         self.mlp = Mlp(model)
         self.dropout = model.dropout
+        self.recompute: Recompute | None = None
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return (B, T, D)."""
+        if self.recompute is not None and self.training:
+            return self.recompute(self._forward, x_BTD)
+        return self._forward(x_BTD)
+
+    def _forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         x_BTD = x_BTD + self._drop(self.attention(self.attention_norm(x_BTD)))
         return x_BTD + self._drop(self.mlp(self.mlp_norm(x_BTD)))
 

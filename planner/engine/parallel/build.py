@@ -6,6 +6,7 @@ checkpointing), compile, then block by block give memory and initial values and 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,9 @@ from torch import nn
 from planner.engine.models import build_model
 from planner.engine.models.decoder import Decoder
 from planner.engine.models.initialise import materialise
+from planner.engine.models.layers import Block
 from planner.engine.parallel.groups import Groups
+from planner.engine.precision import set_products
 from planner.trial import TrialConfig
 
 __all__ = ["LocalModel", "build_local_model"]
@@ -57,12 +60,30 @@ def build_local_model(
         number = layout.pipeline_parallel * layout.virtual_pipeline
         mine = own_stages(layout, groups.rank("pipeline"))
         stages = {stage: cut(model, stage, number) for stage in mine}
+    _set_execution(stages.values(), config)
     local = LocalModel(stages)
     if layout.tensor_parallel > 1:
         _split_tensors(local, groups)
     for stage in stages.values():
         _finish(stage, config, groups, device, compute)
     return local
+
+
+def _set_execution(stages: Iterable[Decoder], config: TrialConfig) -> None:
+    """Tell the blocks what to compute again, and compile them where asked."""
+    recompute = None
+    if config.execution.activation_checkpointing != "none":
+        from planner.engine.recompute import make_recompute
+
+        recompute = make_recompute(config.execution.activation_checkpointing)
+    for stage in stages:
+        set_products(stage.layers.children(), config.precision)
+        stage.label_smoothing = config.optimizer.label_smoothing
+        for block in stage.layers.children():
+            if isinstance(block, Block):
+                block.recompute = recompute
+            if config.execution.compile:
+                block.compile()
 
 
 def _width_ratio(config: TrialConfig) -> float:
@@ -98,7 +119,7 @@ def _finish(
         "seed": config.train.seed,
         "width_ratio": _width_ratio(config),
     }
-    reduce = torch.float32
+    reduce = torch.bfloat16 if config.precision.reduce == "bf16" else torch.float32
     if shards:
         from planner.engine.parallel.shard import shard_module
     for name, block in list(stage.layers.items()):

@@ -27,13 +27,27 @@ def local_gradients(parameters: Iterable[torch.Tensor]) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
-def sum_gradients(parameters: Iterable[torch.Tensor], group: Group, divide_by: int = 1) -> None:
-    """Replace gradients by their sum over a group, divided by a number; a collective call."""
+def sum_gradients(
+    parameters: Iterable[torch.Tensor],
+    group: Group,
+    divide_by: int = 1,
+    *,
+    in_bf16: bool = False,
+) -> None:
+    """Replace gradients by their sum over a group, divided by a number; a collective call.
+
+    In bf16 they are divided first, so that the sum cannot overflow, and half as much is sent.
+    """
     for bucket in _buckets(local_gradients(parameters)):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        dist.all_reduce(flat, group=group)
-        if divide_by > 1:
-            flat /= divide_by
+        if in_bf16:
+            sent = (flat / divide_by).to(torch.bfloat16)
+            dist.all_reduce(sent, group=group)
+            flat = sent.to(flat.dtype)
+        else:
+            dist.all_reduce(flat, group=group)
+            if divide_by > 1:
+                flat /= divide_by
         pieces = flat.split([gradient.numel() for gradient in bucket])
         torch._foreach_copy_(bucket, [p.view_as(g) for p, g in zip(pieces, bucket, strict=True)])
 

@@ -1,0 +1,129 @@
+"""How a step is carried out changes memory and time, not what is learnt."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from planner.engine import train
+from planner.trial import TrialState
+
+
+def gradients(make_stepper, config):
+    stepper = make_stepper(config)
+    loss = stepper._accumulate(0, config.num_micro_batches)
+    return float(loss), {name: p.grad.clone() for name, p in stepper.named}
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_recomputation_gives_the_same_loss_and_gradients_bit_for_bit(small, make_stepper, mode):
+    loss, expected = gradients(make_stepper, small())
+    again, found = gradients(make_stepper, small(execution={"activation_checkpointing": mode}))
+    assert again == loss
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
+
+
+def test_a_chunked_loss_gives_the_same_loss_and_gradients(make_stepper, small):
+    loss, expected = gradients(make_stepper, small())
+    again, found = gradients(make_stepper, small(execution={"chunked_loss": True}))
+    assert again == pytest.approx(loss, rel=1e-6)
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, atol=1e-6), name
+
+
+def peak_bytes(make_stepper, config):
+    """Return the most that one forward and backward pass holds beside what it began with."""
+    stepper = make_stepper(config)
+    stepper.step(0, config.batch.sequences_per_step, 0.5)
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        stepper._accumulate(0, config.num_micro_batches)
+    held = peak = 0
+    events = profile.profiler.kineto_results.events()
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+@pytest.fixture(scope="module")
+def wide(small):
+    def make(**execution):
+        return small(
+            model={"d_model": 64, "sequence_length": 128, "num_layers": 6, "vocab_size": 2048},
+            train={"tokens": 128 * 8, "validation_tokens": 128},
+            batch={"sequences_per_step": 8, "micro_batch_sequences": 8},
+            execution=execution,
+        )
+
+    return make
+
+
+def test_each_kind_of_recomputation_holds_less_than_the_one_before(wide, make_stepper):
+    none, selective, full = (
+        peak_bytes(make_stepper, wide(activation_checkpointing=mode, chunked_loss=True))
+        for mode in ("none", "selective", "full")
+    )
+    assert full < 0.6 * none
+    assert full < selective < none
+
+
+def test_a_chunked_loss_never_holds_the_logits(wide, make_stepper):
+    logits_bytes = 8 * 128 * 2048 * 4
+    saved = peak_bytes(make_stepper, wide()) - peak_bytes(make_stepper, wide(chunked_loss=True))
+    assert saved > 0.5 * logits_bytes
+
+
+def test_a_batch_ramp_takes_more_steps_over_the_same_tokens(small):
+    plain = train(small())
+    ramp = train(small(batch={"ramp_start_sequences": 1, "ramp_fraction": 0.5}))
+    assert ramp.train_tokens == plain.train_tokens
+    assert ramp.num_steps > plain.num_steps
+
+
+def test_training_stops_when_the_validation_loss_no_longer_falls(small):
+    config = small(
+        optimizer={"learning_rate": 1e-12},
+        train={"patience_reports": 2, "num_validations": 10},
+    )
+    result = train(config)
+    assert result.state is TrialState.STOPPED
+    assert "patience_reports" in result.reason
+    assert result.num_steps < 10
+
+
+def test_width_scaling_is_no_change_at_the_base_width(small):
+    plain = train(small())
+    scaled = train(small(optimizer={"width_scaling": "mup", "base_width": 32}))
+    assert scaled.val_loss == plain.val_loss
+
+
+def change_of_logits(make_stepper, config):
+    """Return the root mean square of what three steps change in the logits of a fixed batch."""
+    stepper = make_stepper(config)
+    tokens, _ = stepper.task.training_batch(0, 8)
+    before = stepper.local.whole(tokens).detach()
+    for number in range(3):
+        stepper.step(8 * number, 8, 0.5)
+    return float((stepper.local.whole(tokens).detach() - before).square().mean().sqrt())
+
+
+def test_width_scaling_makes_a_step_change_as_much_at_any_width(small, make_stepper):
+    def growth(scaling):
+        narrow, wide = (
+            change_of_logits(
+                make_stepper,
+                small(
+                    model={"num_layers": 2, "d_model": width, "tied_head": False},
+                    optimizer={
+                        "learning_rate": 1e-2, "width_scaling": scaling, "base_width": 32,
+                    },
+                ),
+            )
+            for width in (32, 512)
+        )  # fmt: skip
+        return wide / narrow
+
+    assert growth("mup") < 2 < growth("none") / 2
