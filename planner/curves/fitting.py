@@ -58,6 +58,8 @@ IDENTIFIED = {
 }
 """Where a coefficient stops mattering: an interval that reaches there is open at that end."""
 
+MAX_ROWS = 10_000
+
 COLLINEAR = 0.999
 """|correlation| of log N and log D from which A and B cannot be told apart."""
 
@@ -93,7 +95,7 @@ def fit(
         raise ConfigError(f"num_bootstraps must be at least 10: got {num_bootstraps}.")
     if objective not in OBJECTIVES:
         raise NotFoundError(f"no objective {objective!r}. {did_you_mean(objective, OBJECTIVES)}")
-    points = table if isinstance(table, Points) else points_from_table(table)
+    points = _thinned(table if isinstance(table, Points) else points_from_table(table))
     goal = OBJECTIVES[objective]
     forms = _usable_forms(points, form)
     backtests = backtest(points, forms, goal)
@@ -104,6 +106,19 @@ def fit(
     ]
     components.sort(key=lambda component: -component.weight)
     return _law(points, form, tuple(components), backtests, goal, level, seed)
+
+
+def _thinned(points: Points) -> Points:
+    """Return an even sample of a very large table; the other rows are counted.
+
+    The error of the form is by then far above the error of sampling.
+    """
+    if len(points) <= MAX_ROWS:
+        return points
+    mask = np.zeros(len(points), dtype=bool)
+    order = np.argsort(points.compute_flops, kind="stable")
+    mask[order[np.linspace(0, len(points) - 1, MAX_ROWS).round().astype(np.int64)]] = True
+    return points.where(mask, reason=f"beyond {MAX_ROWS} rows an even sample is fitted")
 
 
 def _usable_forms(points: Points, name: str) -> list[CurveForm]:

@@ -44,7 +44,7 @@ PRIOR_BACKTESTS = 2.0
 
 BACKTEST_DRAWS = 100
 
-MAX_BOOTSTRAP_CELLS = 5_000_000
+MAX_BOOTSTRAP_CELLS = 2_000_000
 """Rows times draws: beyond it fewer draws are made."""
 
 NOISE_FLOOR = 5e-3

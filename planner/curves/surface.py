@@ -25,6 +25,9 @@ MAX_GRID_POINTS = 2_000
 BATCH_ELEMENTS = 40_000
 """Rows times points of one Newton batch: its work arrays then stay in the second-level cache."""
 
+MANY_POINTS = 150
+"""From so many points on, the grid alone finds the optimum on every public set."""
+
 SCATTER_SEED = 20
 """Fixed: the same table gives the same fit."""
 
@@ -152,7 +155,7 @@ def _fit_once(
 
 def _num_scattered(num_points: int) -> int:
     """More starts where points are few; none where every one of them finds the same optimum."""
-    return 0 if num_points >= 150 else int(np.clip(8_000 / num_points, 50, 400))
+    return 0 if num_points >= MANY_POINTS else int(np.clip(8_000 / num_points, 50, 400))
 
 
 def _scatter(problem: SeparableProblem, best: FloatArray, num: int) -> FloatArray:
@@ -178,13 +181,17 @@ def _fit_batches(
     weights: FloatArray,
     restriction: Restriction | None,
 ) -> tuple[FloatArray, FloatArray]:
-    num = weights.shape[0]
-    keep = 1 if problem.loss.size >= 150 else 2
+    num, many = weights.shape[0], problem.loss.size >= MANY_POINTS
+    warm = np.empty((0, 5))
+    if num > 1 and not many:
+        warm, _ = _fit_once(problem, grid, points, restriction)
     rows_at_once = max(1, BATCH_ELEMENTS // problem.loss.size)
     theta, value = np.empty((num, 5)), np.empty(num)
     for first in range(0, num, rows_at_once):
         batch = weights[first : first + rows_at_once]
-        starts, owner = _grid_starts(problem, grid, points, batch, restriction, keep=keep)
+        starts, owner = _grid_starts(problem, grid, points, batch, restriction, 1 if many else 2)
+        starts = np.concatenate([starts, np.repeat(warm, len(batch), axis=0)])
+        owner = np.concatenate([owner, np.tile(np.arange(len(batch)), len(warm))])
         phi, reached = _polish(problem, starts, batch[owner], restriction)
         order = np.lexsort((reached, owner))
         chosen = order[np.unique(owner[order], return_index=True)[1]]

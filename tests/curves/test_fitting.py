@@ -24,7 +24,7 @@ def test_the_mixture_predicts_inside_the_table_to_half_a_percent(law, sweep):
 
 
 def test_the_same_table_gives_the_same_law(sweep):
-    one, other = (fit(sweep(), num_bootstraps=50) for _ in range(2))
+    one, other = (fit(sweep(), num_bootstraps=10) for _ in range(2))
     assert one.to_json() == other.to_json()
 
 
@@ -161,8 +161,8 @@ def test_a_back_test_is_made_for_every_form_of_the_mixture(law):
 def test_rows_of_one_run_are_resampled_together(sweep):
     p = sweep(noise=0.004)
     runs = np.repeat(np.arange(12), 3)
-    alone = fit(p, form="chinchilla", num_bootstraps=200)
-    grouped = fit(dataclasses.replace(p, run=runs), form="chinchilla", num_bootstraps=200)
+    alone = fit(p, form="chinchilla", num_bootstraps=50)
+    grouped = fit(dataclasses.replace(p, run=runs), form="chinchilla", num_bootstraps=50)
     assert not np.array_equal(alone.components[0].draws, grouped.components[0].draws)
     assert any(w.code == "checkpoints-of-one-run" for w in grouped.warnings)
 

@@ -1,0 +1,158 @@
+"""Optimal allocation against brute force, and under every limit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.curves import (
+    Points,
+    ScalingLaw,
+    allocation_for_loss,
+    curve_forms,
+    fit,
+    max_tokens_by_deadline,
+    optimal_allocation,
+    overtraining_overhead,
+)
+from planner.curves.allocation import optimal_params
+from planner.errors import ConfigError, FitError
+
+BASE = (1.8, 480.0, 2100.0, 0.35, 0.37)
+
+
+@pytest.fixture(scope="module")
+def law(isoflop_sweep) -> ScalingLaw:
+    return fit(isoflop_sweep(), num_bootstraps=100)
+
+
+@given(
+    st.floats(0.1, 0.8), st.floats(0.1, 0.8), st.floats(0, 12), st.floats(0, 12), st.floats(40, 60)
+)
+@settings(max_examples=30, deadline=None)
+def test_the_closed_form_is_the_least_of_a_fine_grid(alpha, beta, log_a, log_b, log_c):
+    params = np.array([[1.8, np.exp(log_a), np.exp(log_b), alpha, beta]])
+    flops = float(np.exp(log_c))
+    best = float(optimal_params(params, flops)[0])
+    n = best * np.geomspace(0.1, 10, 2001)
+    loss = curve_forms()["chinchilla"].predict(
+        params, {"num_params": n, "num_tokens": flops / (6 * n)}
+    )[0]
+    assert abs(int(loss.argmin()) - 1000) <= 1
+
+
+def test_the_budget_is_spent(law):
+    a = optimal_allocation(law, 1e21)
+    assert 6 * a.num_params * a.num_tokens == pytest.approx(1e21)
+    assert a.num_params_lower < a.num_params < a.num_params_upper
+    assert a.num_tokens_lower < a.num_tokens < a.num_tokens_upper
+    assert a.loss_lower < a.loss < a.loss_upper
+    assert a.binding == ()
+
+
+def test_the_recommended_size_is_near_the_true_best(law):
+    a = optimal_allocation(law, 3e21)
+    true = float(optimal_params(np.array([BASE]), 3e21)[0])
+    assert a.num_params == pytest.approx(true, rel=0.35)
+    assert a.num_params_lower < true < a.num_params_upper
+
+
+def test_little_data_makes_the_model_smaller_or_the_epochs_many(law):
+    free = optimal_allocation(law, 1e21)
+    tight = optimal_allocation(law, 1e21, unique_tokens=free.num_tokens / 20)
+    assert tight.num_epochs > 1
+    assert tight.binding == ("data",)
+    assert tight.loss > free.loss
+
+
+def test_plenty_of_data_changes_nothing(law):
+    free = optimal_allocation(law, 1e21)
+    ample = optimal_allocation(law, 1e21, unique_tokens=1e15)
+    assert ample.num_params == pytest.approx(free.num_params, rel=0.05)
+    assert ample.num_epochs == 1.0
+    assert ample.binding == ()
+
+
+def test_demand_for_inference_makes_the_model_smaller(law):
+    free = optimal_allocation(law, 1e21)
+    served = optimal_allocation(law, 1e21, inference_tokens=1e12)
+    assert served.num_params < free.num_params
+    spent = 6 * served.num_params * served.num_tokens + 2 * served.num_params * 1e12
+    assert spent == pytest.approx(1e21)
+    assert "inference" in served.binding
+
+
+def test_a_largest_size_binds_and_lengthens_training(law):
+    a = optimal_allocation(law, 1e21, max_num_params=3e8)
+    assert a.num_params == pytest.approx(3e8)
+    assert a.num_tokens == pytest.approx(1e21 / (6 * 3e8))
+    assert a.binding == ("max_num_params",)
+
+
+def test_a_deadline_caps_tokens_and_buys_size(law):
+    most = max_tokens_by_deadline(86400.0, 1.0, 5e4)
+    a = optimal_allocation(law, 1e21, max_num_tokens=most)
+    assert a.num_tokens == pytest.approx(most)
+    assert a.num_params == pytest.approx(1e21 / (6 * most))
+    assert a.binding == ("max_num_tokens",)
+
+
+def test_the_cheapest_training_to_a_loss_reaches_it(law):
+    target = optimal_allocation(law, 1e21).loss
+    a = allocation_for_loss(law, target)
+    assert a.loss == pytest.approx(target, rel=1e-3)
+    assert a.train_flops == pytest.approx(1e21, rel=0.05)
+
+
+def test_a_loss_below_the_irreducible_one_is_refused(law):
+    with pytest.raises(FitError, match="irreducible"):
+        allocation_for_loss(law, 0.3)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1e20, float("nan"), float("inf")])
+def test_an_impossible_budget_is_refused(law, bad):
+    with pytest.raises(ConfigError, match="train_flops must be positive"):
+        optimal_allocation(law, bad)
+
+
+def test_a_form_without_a_trade_off_says_which_has_one(isoflop_sweep):
+    law = fit(isoflop_sweep(), form="compute", num_bootstraps=20)
+    with pytest.raises(FitError, match="mixture"):
+        optimal_allocation(law, 1e21)
+
+
+def test_half_the_best_size_needs_far_more_tokens_for_the_same_loss():
+    alpha, beta = BASE[3:]
+    tokens, compute = overtraining_overhead(alpha, beta, 0.5)
+    best = float(optimal_params(np.array([BASE]), 1e22)[0])
+    predict = curve_forms()["chinchilla"].predict
+    d = 1e22 / (6 * best)
+    losses = predict(
+        np.array([BASE]),
+        {"num_params": np.array([best, best / 2]), "num_tokens": np.array([d, d * tokens])},
+    )[0]
+    assert losses[0] == pytest.approx(losses[1])
+    assert compute == pytest.approx(0.5 * tokens)
+
+
+def test_a_model_too_small_for_any_amount_of_data_is_refused():
+    with pytest.raises(FitError, match="no amount of data"):
+        overtraining_overhead(0.35, 0.37, 0.05)
+
+
+def test_repeated_laws_allocate_with_their_own_constants(sweep):
+    tokens = np.tile(np.repeat(np.geomspace(1e9, 1e11, 6), 6), 3)
+    p = sweep(
+        form="repeated",
+        truth=(*BASE, 5.0, 6.0),
+        copies=3,
+        noise=0.001,
+        unique_tokens=tokens / np.repeat([1.0, 4.0, 40.0], 36),
+    )
+    law = fit(p, form="repeated", num_bootstraps=30)
+    a = optimal_allocation(law, 1e21, unique_tokens=2e9)
+    assert a.binding == ("data",)
+    assert isinstance(p, Points)
+    assert np.isfinite(a.loss)
