@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from planner.costs import Cluster, resolve_cluster
 from planner.study import Study
-from planner.trial import TrialResult, TrialState
+from planner.trial import TrialResult
 from planner.tuning.core import Launch, Sweep, Write
 from planner.tuning.driving import Driver
 from planner.tuning.ledger import Line
@@ -47,8 +47,11 @@ class _Run:
 class _Loop:
     """The event loop of one session."""
 
-    def __init__(self, sweep: Sweep, source: Source, now: float) -> None:
+    def __init__(
+        self, sweep: Sweep, source: Source, now: float, until_seconds: float | None = None
+    ) -> None:
         self._sweep, self._source = sweep, source
+        self._until = until_seconds
         self.now = now
         self._events: list[tuple[float, int, _Run | None]] = []
         self._num_events = 0
@@ -62,7 +65,11 @@ class _Loop:
             self._push(limit, None)
         self._launch()
         while self._events and not sweep.is_stopping and self._runs:
-            self.now, _, run = heapq.heappop(self._events)
+            when, _, run = heapq.heappop(self._events)
+            if self._until is not None and when > self._until:
+                self.now = self._until
+                return
+            self.now = when
             if run is None:
                 sweep.tick(self.now)
             elif self._runs.get(run.trial) is run:
@@ -108,9 +115,7 @@ class _Loop:
         done = record.flops
         first = next((i for i, f in enumerate(timeline.flops) if f > done), len(timeline.flops))
         trained = timeline.seconds[first - 1] if first else 0.0
-        run = _Run(
-            launch.trial, timeline, first, self.now + timeline.startup_seconds - trained
-        )
+        run = _Run(launch.trial, timeline, first, self.now + timeline.startup_seconds - trained)
         self._runs[launch.trial] = run
         self._sweep.workers_started(launch.trial, self.now, done)
         self._push(run.when(), run)
@@ -126,6 +131,7 @@ def simulate(
     scheduler: Scheduler | None = None,
     write: Write | None = None,
     lines: Sequence[Line] = (),
+    until_seconds: float | None = None,
 ) -> Sweep:
     """Run a study in simulated time and return the core as it stands at the end.
 
@@ -138,6 +144,7 @@ def simulate(
         scheduler: By default the one that the study asks for.
         write: Takes each line of the ledger; by default none is kept.
         lines: Lines of an earlier session to go on from.
+        until_seconds: Study clock at which to look away, trials under way left as they are.
     """
     sweep = Sweep(
         study,
@@ -150,23 +157,12 @@ def simulate(
     )
     sweep.replay(lines)
     sweep.begin(sweep.now)
-    _Loop(sweep, source, sweep.now).run()
+    _Loop(sweep, source, sweep.now, until_seconds).run()
     return sweep
 
 
 def _forget(line: Line, durable: bool) -> None:
     """Keep no ledger."""
-
-
-class SimulatedClock:
-    """The clock that a session sees while its trials are simulated."""
-
-    def __init__(self, loop: _Loop) -> None:
-        self._loop = loop
-
-    def now(self) -> float:
-        """Return the study's seconds."""
-        return self._loop.now
 
 
 class SimulatedExecutor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 
 from planner.budget import Budget
 from planner.costs import ClusterConfig, CostEstimate, estimate, resolve_cluster
@@ -19,6 +20,7 @@ from planner.trial import TrialConfig
 from planner.tuning.sources import Timeline
 
 __all__ = ["CurveTable"]
+
 
 class CurveTable:
     """Measured curves of a finite set of configurations; one FLOP stands for one curve point.
@@ -50,6 +52,7 @@ class CurveTable:
         self.values = np.stack(columns, axis=1).astype(float)
         self.losses = losses.astype(float)
         self.seconds_per_point = seconds_per_point
+        self._row_of = {tuple(row): i for i, row in enumerate(self.values.tolist())}
         self._is_log = [_spans(column) for column in self.values.T]
         scaled = self._scaled(self.values)
         self._low, span = scaled.min(0), np.ptp(scaled, 0)
@@ -73,12 +76,12 @@ class CurveTable:
                 the box around them, and a point stands for the nearest row.
         """
         if rows:
-            table = tuple(
-                dict(zip(self.names, map(float, row), strict=True)) | {"row": i}
-                for i, row in enumerate(self.values)
-            )
-            # Rows are distinct by their number; the check for repeats would be quadratic.
-            choice = Distribution.model_construct(choice=table)
+            rows_of_table = self.values.tolist()
+            table: list[JsonValue] = [
+                dict(zip(self.names, row, strict=True)) for row in rows_of_table
+            ]
+            # Built without checks: the one for repeated values would be quadratic.
+            choice = Distribution.model_construct(choice=tuple(table))
             return SearchSpace.model_construct(
                 name="rows", description="", parameters={"row": choice}, constraints=()
             )
@@ -91,23 +94,23 @@ class CurveTable:
                 )
         return SearchSpace(name="box", parameters=parameters)
 
-    def study(
-        self, search: SearchConfig, *, seconds: float, num_workers: int, rows: bool
-    ) -> Study:
+    def study(self, search: SearchConfig, *, seconds: float, num_workers: int, rows: bool) -> Study:
         """Return a study of the table for a simulated time with so many workers."""
         return Study.model_construct(
             name="table", question="", search_space=self.space(rows=rows), base={},
             objective=Objective(), search=search, budget=Budget(seconds=seconds),
-            cluster=ClusterConfig(device="cpu", devices_per_node=num_workers), target=None, checkpoint_seconds=30.0, overrides=(),
+            cluster=ClusterConfig(device="cpu", devices_per_node=num_workers), target=None,
+            checkpoint_seconds=30.0, overrides=(),
         )  # fmt: skip
 
     def row_of(self, point: Point) -> int:
         """Return the row that a point is or, in a box, that is nearest to it."""
         row = point.get("row")
         if isinstance(row, dict):
-            return int(row["row"])
-        values = [[float(point.get(n, v)) for n, v in zip(self.names, self.values[0], strict=True)]]  # type: ignore[arg-type]
-        unit = (self._scaled(np.array(values)) - self._low) / self._span
+            return self._row_of[tuple(row.values())]
+        first = dict(zip(self.names, self.values[0].tolist(), strict=True))
+        values = np.array([list((first | point).values())], dtype=float)
+        unit = (self._scaled(values) - self._low) / self._span
         return int(((self._unit - unit) ** 2).sum(1).argmin())
 
     def price(self, trial: str, point: Point) -> Candidate:
@@ -160,4 +163,3 @@ def _template(num_points: int, seconds_per_point: float) -> tuple[TrialConfig, C
         cost, train_flops=float(num_points), startup_seconds=0.0, train_seconds=seconds,
         device_hours=seconds / 3600.0, num_devices=1, usd=None, kwh=None, fits=True, reason=None,
     )  # fmt: skip
-
