@@ -65,8 +65,9 @@ class Objective(Config):
 class SchedulerConfig(Config):
     """Which trials are cut, and when; fidelity is compute spent."""
 
-    name: Literal["none", "asha", "hyperband", "bohb", "median", "pbt"] = "none"
-    """`asha` halves asynchronously on rungs of compute; `hyperband` does so with several graces at
+    name: Literal["none", "asha", "octaves", "hyperband", "bohb", "median", "pbt"] = "none"
+    """`asha` halves asynchronously on rungs of compute, `octaves` with a rung at every doubling and
+    on the best loss so far; `hyperband` does so with several graces at
     once, `bohb` with a searcher that models the results; `median` stops what is worse than the
     median at a rung; `pbt` lets weak trials copy strong ones and change their settings."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
@@ -84,9 +85,10 @@ class SchedulerConfig(Config):
 
 
 SUPPORTED_PAIRS: Final[Mapping[str, tuple[str, ...]]] = {
-    "grid": ("none", "asha", "median", "pbt"),
-    "random": ("none", "asha", "hyperband", "median", "pbt"),
-    "bayesian": ("none", "asha", "hyperband", "bohb", "median"),
+    "grid": ("none", "asha", "octaves", "median", "pbt"),
+    "random": ("none", "asha", "octaves", "hyperband", "median", "pbt"),
+    "bayesian": ("none", "asha", "octaves", "hyperband", "bohb", "median"),
+    "cost_aware": ("none", "asha", "octaves", "hyperband", "bohb", "median"),
     "cmaes": ("none",),
     "evolution": ("none",),
 }
@@ -97,8 +99,9 @@ PBT changes the settings that a model would learn from."""
 class SearchConfig(Config):
     """How the next trial is chosen."""
 
-    algorithm: Literal["random", "grid", "bayesian", "cmaes", "evolution"] = "random"
+    algorithm: Literal["random", "grid", "bayesian", "cost_aware", "cmaes", "evolution"] = "random"
     """`random` is quasi-random, `grid` takes every combination, `bayesian` models the results,
+    `cost_aware` models results, compute and cost, and starts from published laws,
     `cmaes` adapts a normal distribution, `evolution` crosses and mutates a population."""
     scheduler: SchedulerConfig = SchedulerConfig()
     """In a file: a name, or a mapping with a name and its settings."""
@@ -110,6 +113,8 @@ class SearchConfig(Config):
     """Trials at once; by default as many as the cluster holds. 1 makes the study sequential."""
     max_retries: Count = 2
     """Further attempts of a trial that failed through no fault of its configuration."""
+    max_silence_seconds: PositiveFloat = 1800.0
+    """Longest time between two reports of a trial before its attempt counts as hung and is ended."""
 
     @model_validator(mode="after")
     def _ends(self) -> Self:

@@ -196,6 +196,7 @@ class _Desk:
             trainer=self._trainer,
             num_workers=launch.config.layout.num_workers,
             device=self._device,
+            max_silence_seconds=self.driver.sweep.study.search.max_silence_seconds,
         )
 
     @property

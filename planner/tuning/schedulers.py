@@ -163,6 +163,10 @@ def make_scheduler(config: SchedulerConfig, seed: int = 0) -> Scheduler:
     """Return the scheduler that a study asks for."""
     if config.name == "asha":
         return Asha(config)
+    if config.name == "octaves":
+        from planner.tuning.octaves import Octaves
+
+        return Octaves(config)
     if config.name == "median":
         return Median(config)
     if config.name in ("hyperband", "bohb"):

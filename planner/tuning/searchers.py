@@ -89,6 +89,10 @@ def make_searcher(study: Study) -> Searcher:
     """Return the searcher that a study asks for."""
     if study.search.algorithm in ("grid", "random"):
         return Proposals(study)
+    if study.search.algorithm == "cost_aware":
+        from planner.tuning.cost_aware import CostAwareSearcher
+
+        return CostAwareSearcher(study)
     from planner.tuning.asking import OptunaSearcher
 
     return OptunaSearcher(study)

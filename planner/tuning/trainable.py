@@ -15,6 +15,7 @@ import os
 import queue
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -52,6 +53,8 @@ class Order:
     num_workers: int
     device: str
     """`CPU` or `GPU`: the resource that one worker holds."""
+    max_silence_seconds: float = 1800.0
+    """Longest time between two reports."""
 
     def to_json(self) -> str:
         """Return the text that `from_json` reads."""
@@ -123,7 +126,9 @@ class TrialActor(tune.Trainable):
         try:
             event = self._events.get(timeout=_ALIVE_SECONDS)
         except queue.Empty:
-            event = self._other_failed() or {"event": "alive"}
+            event = self._other_failed() or self._hung() or {"event": "alive"}
+        if event["event"] != "alive":
+            self._heard = time.monotonic()
         if event["event"] == "failed":
             self._failed = event["reason"]
         return {"payload": json.dumps(event), "done": event["event"] == "end"}
@@ -143,6 +148,8 @@ class TrialActor(tune.Trainable):
         self._answers: queue.Queue[bool] = queue.Queue()
         self._is_waiting = threading.Event()
         self._failed = None
+        self._heard = time.monotonic()
+        self._max_silence_seconds = Order.from_json(text).max_silence_seconds
         self._futures: list[Any] = []
         self._thread = threading.Thread(target=self._train, args=(text,), daemon=True)
         self._thread.start()
@@ -190,6 +197,13 @@ class TrialActor(tune.Trainable):
             for rank, worker in enumerate(self._others, start=1)
         ]
         return init_method
+
+    def _hung(self) -> dict[str, Any] | None:
+        """Return the event of a trial that has been silent for too long, or None."""
+        if time.monotonic() - self._heard <= self._max_silence_seconds:
+            return None
+        reason = f"no report for {self._max_silence_seconds:.0f} s: the trial hangs"
+        return {"event": "failed", "reason": reason, "retry": True}
 
     def _other_failed(self) -> dict[str, Any] | None:
         """Return the event of another worker's death, or None."""

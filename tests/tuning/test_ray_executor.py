@@ -31,7 +31,7 @@ TIMES = [
     "elapsed_seconds", "train_seconds", "tokens_per_second", "device_hours", "mfu",
     "peak_memory_bytes", "num_attempts", "reason", "metrics",
 ]  # fmt: skip
-LONG = {"tokens": 65_536, "num_validations": 16, "validation_tokens": 256}
+LONG = {"tokens": 49_152, "num_validations": 16, "validation_tokens": 256}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "OMP_NUM_THREADS": "1",
     }.items():
         patch.setenv(name, value)
+    patch.syspath_prepend(str(Path(__file__).parent))
     import ray
 
     import planner.tuning.ray_executor  # noqa: F401 -- it sets what Ray reads when it is loaded
@@ -155,13 +156,29 @@ def test_a_killed_worker_is_an_attempt_that_is_charged_and_tried_again(
     assert "lost" in lost["reason"]
 
 
+def test_a_trial_that_hangs_is_ended_charged_and_tried_again(
+    cluster: str, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    space = {"name": "s", "parameters": {"optimizer.learning_rate": {"choice": [2e-3]}}}
+    search = {"algorithm": "grid", "max_silence_seconds": 3.0}
+    from planner.tuning.ray_executor import RayExecutor
+
+    executor = RayExecutor(trainer="hanging:hang_once")
+    results = sweep(make_study(search_space=space, search=search), executor=executor, root=tmp_path)
+    assert [trial.state for trial in results.trials] == [TrialState.COMPLETED]
+    assert results.trials[0].num_attempts == 2
+    lost = next(line for line in lines_of(tmp_path, "tiny") if line["kind"] == "lost")
+    assert lost["reason"] == "no report for 3 s: the trial hangs"
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["ctrl-c", "sigterm"]
 )
 def test_a_signal_ends_the_driver_cleanly_and_says_how_to_go_on(
     cluster: str, make_study: MakeStudy, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    study = make_study(base=make_study().base | {"train": LONG})
+    space = {"name": "s", "parameters": {"optimizer.learning_rate": {"choice": [2e-3, 4e-3]}}}
+    study = make_study(base=make_study().base | {"train": LONG}, search_space=space)
     driver = start_driver(study, tmp_path, "stopped", cluster)
     ledger = tmp_path / "stopped" / "ledger.jsonl"
     wait_until(lambda: ledger.exists() and count(tmp_path, "stopped", "report") >= 2)
@@ -172,7 +189,7 @@ def test_a_signal_ends_the_driver_cleanly_and_says_how_to_go_on(
     assert "Traceback" not in shown
     assert lines_of(tmp_path, "stopped")[-1]["kind"] == "session_ended"
     wait_until(lambda: not children_of_ray())
-    assert resume("stopped", executor="inline", root=tmp_path).count(TrialState.COMPLETED) == 4
+    assert resume("stopped", executor="inline", root=tmp_path).count(TrialState.COMPLETED) == 2
 
 
 def test_more_workers_than_the_cluster_has_are_refused_before_anything_runs(
