@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from planner.engine.data.windows import Windows
@@ -54,8 +56,11 @@ class Stepper:
         self._partial = [p for name, p in self.named if name in self.local.partial]
         self._tied = TiedEmbedding.of(self.local, self.groups)
         counted = [(name, p) for name, p in self.named if p is not self._tied.copy]
+        spread = self.local.split | self.local.expert
         self._split = [p for name, p in counted if name in self.local.split]
-        self._replicated = [p for name, p in counted if name not in self.local.split]
+        self._experts = [p for name, p in counted if name in self.local.expert]
+        self._shared = [p for name, p in self.named if name not in self.local.expert]
+        self._replicated = [p for name, p in counted if name not in spread]
 
     def _arrange_passes(self) -> None:
         self._pipeline = None
@@ -174,21 +179,29 @@ class Stepper:
         if self._partial:
             sum_gradients(self._partial, self.groups.group("tensor"))
         if self.groups.num_data > 1 and not self.groups.shards_parameters:
-            sum_gradients(
-                self._all, self.groups.replicas, divide_by=self.groups.num_data,
-                in_bf16=self.config.precision.reduce == "bf16",
-            )  # fmt: skip
+            mean: dict[str, Any] = {
+                "divide_by": self.groups.num_data,
+                "in_bf16": self.config.precision.reduce == "bf16",
+            }
+            sum_gradients(self._shared, self.groups.replicas, **mean)
+            # Tokens of all workers of an expert group have come to the expert: only its replicas
+            # are left to sum over.
+            sum_gradients(self._experts, self.groups.group("replicate"), **mean)
         self._tied.add_gradients()
 
     def _gradient_norm(self) -> torch.Tensor:
         """Return the norm of the summed gradient over all parameters of the whole model."""
         device = self.workers.device
         squares = torch.stack(
-            [squared_norm(self._split, device), squared_norm(self._replicated, device)]
+            [
+                squared_norm(parameters, device)
+                for parameters in (self._split, self._experts, self._replicated)
+            ]
         )
         if self.groups.shards_parameters:
             sum_in(self.groups.group("shard"), squares)
         sum_in(self.groups.group("tensor"), squares[0])
+        sum_in(self.groups.group("expert"), squares[1])
         return sum_in(self.groups.group("pipeline"), squares.sum()).sqrt()
 
     @torch.no_grad()

@@ -163,11 +163,35 @@ def _check_precision(config: TrialConfig) -> None:
 
 
 def _check_model(config: TrialConfig) -> None:
-    model = config.model
-    if model.num_experts is not None:
+    model, layout = config.model, config.layout
+    if model.num_experts is None:
+        if layout.expert_parallel > 1:
+            raise InfeasibleError(
+                f"expert_parallel={layout.expert_parallel} needs experts: model.num_experts is none.",
+                hint="Use layout.expert_parallel=1, or set model.num_experts.",
+            )
+        return
+    if model.bias:
         raise InfeasibleError(
-            f"the engine runs dense models: num_experts={model.num_experts}.",
-            hint="Leave model.num_experts out.",
+            f"experts have no biases: num_experts={model.num_experts}, bias=true.",
+            hint="Set model.bias=false.",
+        )
+    if layout.tensor_parallel > 1:
+        raise InfeasibleError(
+            f"experts are not split over a tensor group: num_experts={model.num_experts}, "
+            f"tensor_parallel={layout.tensor_parallel}.",
+            hint="Use layout.expert_parallel to spread them, with tensor_parallel=1.",
+        )
+    if config.precision.compute == "fp16":
+        raise InfeasibleError(
+            f"the balance loss of experts is not scaled for fp16: num_experts={model.num_experts}.",
+            hint="Use precision.compute=bf16.",
+        )
+    if layout.expert_parallel > 1 and layout.shard_parallel > 1:
+        raise InfeasibleError(
+            "experts are spread over data-parallel workers that are not sharded: expert_parallel="
+            f"{layout.expert_parallel}, shard_parallel={layout.shard_parallel}.",
+            hint=f"Use layout.data_parallel={layout.data_shards} with shard_parallel=1.",
         )
 
 

@@ -49,6 +49,8 @@ class ModelConfig(Config):
     """Experts per mixture-of-experts MLP; none makes the MLP dense."""
     experts_per_token: PositiveCount = 1
     """Experts that each token is routed to."""
+    router_balance_weight: Annotated[float, Field(ge=0)] = 0.01
+    """Weight of the loss that spreads each sequence's tokens over the experts."""
 
     @property
     def heads(self) -> int:

@@ -48,6 +48,13 @@ MODELS = {
 }
 
 
+EXPERTS = {"num_experts": 4, "experts_per_token": 2, "mlp": "gated"}
+EXPERT_LAYOUTS = {
+    "EP": {"data_parallel": 2, "expert_parallel": 2},
+    "DDP": {"data_parallel": 2},
+    "ZeRO-3": {"shard_parallel": 2},
+    "PP": {"pipeline_parallel": 2},
+}
 PAIR_LAYOUTS = ("ZeRO-3", "TP + SP", "PP interleaved")
 PRECISION = {"compute": "bf16"}
 OPTIMIZERS = {
@@ -86,6 +93,10 @@ def pairs(settings, gang, losses):
             for name in ("DDP", *PAIR_LAYOUTS)
         },
         **{
+            f"experts, {name}": settings(model=EXPERTS, layout=layout)
+            for name, layout in EXPERT_LAYOUTS.items()
+        },
+        **{
             name: settings(optimizer=optimizer(name), layout=LAYOUTS[2]["ZeRO-3"])
             for name in OPTIMIZERS
         },
@@ -121,6 +132,13 @@ def test_other_models_learn_the_same_in_every_kind_of_layout(kind, pairs, alone)
     expected = alone(model=MODELS[kind])
     for name in PAIR_LAYOUTS:
         assert pairs[f"{kind}, {name}"] == pytest.approx(expected, abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_experts_learn_the_same_wherever_they_are(pairs, alone):
+    expected = alone(model=EXPERTS)
+    for name in EXPERT_LAYOUTS:
+        assert pairs[f"experts, {name}"] == pytest.approx(expected, abs=1e-5), name
 
 
 @pytest.mark.slow

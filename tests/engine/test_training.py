@@ -49,7 +49,13 @@ def test_a_trial_reports_every_field_that_it_can_know(small):
 def test_the_parameters_built_are_those_counted(small):
     from planner.engine.models import build_model
 
-    for change in ({}, {"mlp": "gated", "num_kv_heads": 2}, {"bias": True, "norm": "layernorm"}):
+    experts = {"num_experts": 4, "mlp": "gated"}
+    for change in (
+        {},
+        experts,
+        {"mlp": "gated", "num_kv_heads": 2},
+        {"bias": True, "norm": "layernorm"},
+    ):
         model = small(model=change).model
         built = build_model(model, __import__("torch").float32)
         assert sum(p.numel() for p in built.parameters()) == count_params(model).total
@@ -205,6 +211,11 @@ def test_a_number_of_workers_other_than_the_layouts_is_refused(small):
         (
             {"layout": {"tensor_parallel": 2}, "model": {"vocab_size": 257}},
             "must divide vocab_size",
+        ),
+        ({"model": {"num_experts": 2, "bias": True}}, "experts have no biases"),
+        (
+            {"model": {"num_experts": 2}, "precision": {"compute": "fp16"}},
+            "not scaled for fp16",
         ),
         (
             {"layout": {"tensor_parallel": 2}, "execution": {"chunked_loss": True}},

@@ -194,6 +194,15 @@ class Mlp(nn.Module):
         return self.w2(F.silu(self.w1(x_BTD)) * self.w3(x_BTD))
 
 
+def make_mlp(model: ModelConfig) -> nn.Module:
+    """Return the MLP of a block: dense, or a mixture of experts."""
+    if model.num_experts is None:
+        return Mlp(model)
+    from planner.engine.models.experts import ExpertsMlp
+
+    return ExpertsMlp(model, model.num_experts)
+
+
 Recompute = Callable[[Callable[[torch.Tensor], torch.Tensor], torch.Tensor], torch.Tensor]
 """Runs a function so that its intermediate values are computed again in the backward pass."""
 
@@ -206,7 +215,7 @@ class Block(nn.Module):
         self.attention_norm = make_norm(model)
         self.attention = Attention(model)
         self.mlp_norm = make_norm(model)
-        self.mlp = Mlp(model)
+        self.mlp = make_mlp(model)
         self.dropout = model.dropout
         self.recompute: Recompute | None = None
 

@@ -32,6 +32,8 @@ class LocalModel:
     """Pipeline stage -> module; one entry, 0, without a pipeline."""
     split: set[str] = field(default_factory=set)
     """Names of the parameters of which each worker of a tensor group holds a part."""
+    expert: set[str] = field(default_factory=set)
+    """Names of the parameters of which each worker of an expert group holds a part."""
     partial: set[str] = field(default_factory=set)
     """Names of the parameters whose gradients are to be summed over the tensor group."""
 
@@ -64,6 +66,12 @@ def build_local_model(
     local = LocalModel(stages)
     if layout.tensor_parallel > 1:
         _split_tensors(local, groups)
+    if layout.expert_parallel > 1:
+        from planner.engine.parallel.expert import spread_experts
+
+        for stage in stages.values():
+            spread_experts(stage, groups)
+        local.expert = {name for name, _ in local.named_parameters() if ".experts." in name}
     for stage in stages.values():
         _finish(stage, config, groups, device, compute)
     return local

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 import torch
-import torch.distributed as dist
 
-from planner.engine.parallel.groups import Group
+from planner.engine.parallel.groups import Group, sum_in
 
 __all__ = ["local_gradients", "scale_gradients", "squared_norm", "sum_gradients"]
 
@@ -36,16 +35,14 @@ def sum_gradients(
 ) -> None:
     """Replace gradients by their sum over a group, divided by a number; a collective call.
 
-    In bf16 they are divided first, so that the sum cannot overflow, and half as much is sent.
+    Without a group this worker's gradients are the sum. In bf16 they are divided first, so that the sum cannot overflow, and half as much is sent.
     """
     for bucket in _buckets(local_gradients(parameters)):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         if in_bf16:
-            sent = (flat / divide_by).to(torch.bfloat16)
-            dist.all_reduce(sent, group=group)
-            flat = sent.to(flat.dtype)
+            flat = sum_in(group, (flat / divide_by).to(torch.bfloat16)).to(flat.dtype)
         else:
-            dist.all_reduce(flat, group=group)
+            flat = sum_in(group, flat)
             if divide_by > 1:
                 flat /= divide_by
         pieces = flat.split([gradient.numel() for gradient in bucket])

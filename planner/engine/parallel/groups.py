@@ -22,7 +22,7 @@ __all__ = ["Groups", "make_groups"]
 _NAMES: Final = ("pipeline", "replicate", "expert", "shard", "tensor")
 
 Group = Any
-"""A ProcessGroup, or None: the group of all workers, or nobody to talk to."""
+"""A ProcessGroup, or None where there is nobody to talk to."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +80,8 @@ class Groups:
 def make_groups(layout: ParallelLayout, rank: int, device_type: str) -> Groups:
     """Return the groups of a worker; a collective call where there are several workers."""
     if layout.num_workers == layout.data_parallel and layout.expert_parallel == 1:
-        return Groups(layout=layout, data_rank=rank)
+        world = dist.group.WORLD if layout.num_workers > 1 else None
+        return Groups(layout=layout, data_rank=rank, replicas=world)
     from torch.distributed.device_mesh import init_device_mesh
 
     sizes = (
