@@ -456,7 +456,13 @@ def _not_finite(metrics: Mapping[str, Any]) -> str | None:
 
 
 def _outcome(record: TrialRecord, loss: float | None) -> Outcome:
-    return Outcome(state=record.state, loss=loss, fidelity=record.fidelity)
+    expected = record.expected_seconds() if record.attempts and record.flops else 0.0
+    return Outcome(
+        state=record.state,
+        loss=loss,
+        fidelity=record.fidelity,
+        cost_ratio=record.elapsed_seconds(0.0) / expected if expected else None,
+    )
 
 
 def _proposed_line(study: Study, found: Candidate, num_devices: int) -> Line:

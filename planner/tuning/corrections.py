@@ -36,7 +36,7 @@ class CostCorrection:
         row = np.concatenate([[1.0], vector - 0.5])
         self._gram += np.outer(row, row)
         self._moment += row * min(max(math.log(ratio), -_MAX_LOG), _MAX_LOG)
-        self._line = np.linalg.solve(self._gram, self._moment)
+        self._line = np.linalg.solve(self._gram, self._moment).astype(float)
 
     def factor(self, vector: Array) -> float:
         """Return what to multiply an estimated cost by; 1 before anything is measured."""

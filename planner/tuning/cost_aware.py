@@ -86,7 +86,7 @@ class CostAwareSearcher:
         self._model = ResultModel(self._told, self._law is not None, self._num_first)
         self._correction = CostCorrection(self._encoder.num_columns)
         self._points: list[Point] = []
-        self._hours: dict[str, tuple[Array, float]] = {}
+        self._vectors: dict[str, Array] = {}
         self._num_proposals = 0
         self._take_over(earlier)
 
@@ -120,9 +120,8 @@ class CostAwareSearcher:
     def end(self, trial: str, outcome: Outcome) -> None:
         """Hear how a trial ended."""
         self._told.end(trial, outcome)
-        ratio = getattr(outcome, "cost_ratio", None)
-        if ratio is not None and trial in self._hours:
-            self._correction.add(self._hours[trial][0], ratio)
+        if outcome.cost_ratio is not None and trial in self._vectors:
+            self._correction.add(self._vectors[trial], outcome.cost_ratio)
 
     # The choice.
 
@@ -184,7 +183,7 @@ class CostAwareSearcher:
         self._pool.remove(point)
         self._told.add(trial, vector, float(self._distances([point])[0]))
         self._points.append(dict(point))
-        self._hours[trial] = (vector, 1.0)
+        self._vectors[trial] = vector
         return dict(point)
 
     def _anything(self, trial: str, rng: np.random.Generator) -> Point | None:

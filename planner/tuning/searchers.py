@@ -29,6 +29,8 @@ class Outcome:
     """The objective, turned so that small is good; None where it is not known."""
     fidelity: float
     """Share of its compute that it reached, in 0..1."""
+    cost_ratio: float | None = None
+    """Measured over estimated time of what it did; None where it did nothing."""
 
 
 class Searcher(Protocol):
