@@ -87,6 +87,15 @@ class ScheduleConfig(Config):
     num_cycles: PositiveCount = 4
     """Triangles of the `cyclical` schedule."""
 
+    @property
+    def stable_fraction(self) -> float:
+        """Share of the training before the final decay of `wsd`; 1 for the other schedules.
+
+        A loss inside the decay is lower than that of a longer training at the same compute, so
+        the two cannot be compared there.
+        """
+        return 1.0 - self.decay_fraction if self.name == "wsd" else 1.0
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.name == "wsd" and self.warmup_fraction + self.decay_fraction > 1:

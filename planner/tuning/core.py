@@ -361,7 +361,8 @@ class Sweep:
             self._num_rejected += 1
             self._searcher.end(record.trial, _outcome(record, None))
         else:
-            record.rungs = self._scheduler.rungs(record.planned_flops)
+            asked = self._scheduler.rungs(record.planned_flops)
+            record.rungs = tuple(rung for rung in asked if rung <= record.comparable_flops)
             self._waiting.append(record.trial)
 
     def _on_started(self, line: Line) -> None:
@@ -397,7 +398,7 @@ class Sweep:
         if not is_news or loss is None:
             return
         self._searcher.report(record.trial, record.fidelity, loss)
-        if record.fidelity < 1.0:
+        if record.fidelity < 1.0 and flops <= record.comparable_flops:
             record.verdict = self._scheduler.report(
                 record.trial, record.point, record.planned_flops, flops, loss
             )

@@ -122,6 +122,12 @@ class TrialRecord:
         return self.planned.flops if self.planned else 0.0
 
     @property
+    def comparable_flops(self) -> float:
+        """Compute up to which its loss can be compared with that of longer trials."""
+        stable = self.config.schedule.stable_fraction if self.config else 1.0
+        return self.planned_flops * stable * (1 + 1e-9)
+
+    @property
     def fidelity(self) -> float:
         """Share of its compute that it has reached, in 0..1."""
         return min(1.0, self.flops / self.planned_flops) if self.planned_flops else 0.0
