@@ -113,20 +113,31 @@ def _show(answer: Recommendation) -> None:
         f"\nBudget {amounts} on {answer.cluster}; what binds: {', '.join(answer.binding)}. "
         f"Confidence {answer.confidence}: {'; '.join(answer.reasons)}.\n"
     )
-    rows = [_row("recommended", answer.choice, "", "")]
-    rows += [_row(r.title, r.option, r.gives_up, r.gains) for r in answer.runners_up]
+    rows = [("recommended", answer.choice), *((r.title, r.option) for r in answer.runners_up)]
     echo_table(
-        ["", "params", "tokens", "rate", "workers", "loss", "time", "dev-h", "gives up", "gains"],
-        rows,
-        left=(0, 8, 9),
+        ["", "shape", "params", "tokens", "rate", "workers", "loss", "time", "dev-h"],
+        [_row(title, option) for title, option in rows],
     )
-    for warning in answer.warnings:
+    for runner in answer.runners_up:
+        click.echo(f"{runner.title}: gives up {runner.gives_up}; gains {runner.gains}")
+    _warn(answer)
+
+
+def _warn(answer: Recommendation) -> None:
+    own = [w for w in answer.warnings if not w.code.startswith("law:")]
+    for warning in own:
         echo_note(f"warning: {warning.message}")
+    others = len(answer.warnings) - len(own)
+    if others:
+        echo_note(
+            f"the fit has {others} warnings of its own: planner fit and the report list them."
+        )
 
 
-def _row(title: str, option: Option, gives_up: str, gains: str) -> list[str]:
+def _row(title: str, option: Option) -> list[str]:
     return [
         title,
+        f"{option.num_layers} x {option.d_model}",
         format_count(option.num_params),
         format_count(option.train_tokens),
         format_number(option.learning_rate),
@@ -134,6 +145,4 @@ def _row(title: str, option: Option, gives_up: str, gains: str) -> list[str]:
         f"{option.predicted_loss:.3f}",
         format_seconds(option.seconds),
         f"{option.device_hours:.3g}",
-        gives_up,
-        gains,
     ]

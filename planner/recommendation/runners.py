@@ -18,7 +18,7 @@ _NOTICEABLE: Final = 0.1
 """Share by which an option must be faster, cheaper, smaller or larger to be worth a line."""
 _HEDGES: Final = {
     "larger": "a hedge, should the best size be larger than the law says",
-    "next best shape": "nearly the same with another shape",
+    "next best": "nearly the same with another shape",
     "other layout": "the same model on another layout",
 }
 """What an option is for where it gains nothing that the estimate sees."""
@@ -70,7 +70,7 @@ def _proposals(choice: Option, options: Sequence[Option]) -> Iterator[tuple[str,
         yield "larger", min(larger, key=rank)
     for row in sorted(eligible, key=rank):
         if abs(row.num_params / choice.num_params - 1) >= _NOTICEABLE:
-            yield "next best shape", row
+            yield "next best", row
     for row in sorted(options, key=rank):
         yield "other layout", row
 
