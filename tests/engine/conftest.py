@@ -45,7 +45,7 @@ def settings(text_file: Path) -> Callable[..., dict[str, Any]]:
     def make(**sections: dict[str, Any]) -> dict[str, Any]:
         data: dict[str, Any] = {
             "model": {"num_layers": 4, "d_model": 32, "num_heads": 4, "sequence_length": 16},
-            "train": {"tokens": 16 * 8 * 10, "num_validations": 5, "validation_tokens": 16 * 12},
+            "train": {"tokens": 16 * 8 * 10, "num_validations": 5, "validation_tokens": 16 * 4},
             "batch": {"sequences_per_step": 8, "micro_batch_sequences": 1},
             # A larger epsilon keeps Adam from amplifying rounding where gradients are tiny.
             "optimizer": {"learning_rate": 1e-3, "gradient_clip_norm": 0.5, "epsilon": 1e-6},

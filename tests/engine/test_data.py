@@ -1,0 +1,164 @@
+"""Corpora and the order in which they are read."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from planner.engine import corpus_entropy, train
+from planner.engine.data.corpus import load_corpus
+from planner.engine.data.order import WindowOrder, even_starts, permute
+from planner.engine.data.windows import Windows
+from planner.errors import ConfigError
+from planner.trial import DataConfig
+
+
+@given(st.integers(1, 400), st.integers(0, 2**64 - 1))
+def test_the_order_of_an_epoch_is_a_permutation(size, key):
+    out = permute(np.arange(size, dtype=np.uint64), size, key)
+    assert sorted(out.tolist()) == list(range(size))
+
+
+@given(st.integers(2, 5000), st.integers(1, 40), st.integers(0, 10))
+def test_every_window_lies_inside_the_corpus_and_is_read_once_an_epoch(tokens, length, seed):
+    order = WindowOrder(num_tokens=tokens, length=length, seed=seed)
+    if order.num_windows == 0:
+        return
+    starts = order.starts(np.arange(2 * order.num_windows))
+    assert starts.min() >= 0
+    assert starts.max() + length + 1 <= tokens
+    for epoch in np.split(starts, 2):
+        assert len(set(epoch.tolist())) == order.num_windows
+
+
+def test_the_order_depends_on_index_and_seed_alone():
+    order = WindowOrder(num_tokens=10_000, length=16, seed=3)
+    whole = order.starts(np.arange(100))
+    again = WindowOrder(num_tokens=10_000, length=16, seed=3)
+    assert np.array_equal(np.concatenate([again.starts(np.arange(50, 100)), again.starts(np.arange(50))]), np.roll(whole, 50))  # fmt: skip
+    other = WindowOrder(num_tokens=10_000, length=16, seed=4)
+    assert not np.array_equal(other.starts(np.arange(100)), whole)
+
+
+def test_two_epochs_cut_the_text_at_different_offsets():
+    order = WindowOrder(num_tokens=10_000, length=16, seed=0)
+    first, second = np.split(order.starts(np.arange(2 * order.num_windows)), 2)
+    assert set((first % 16).tolist()) != set((second % 16).tolist())
+
+
+def test_validation_reads_the_same_windows_for_every_number_of_workers(small):
+    config = small(train={"validation_tokens": 16 * 12})
+    windows = Windows.of(config, load_corpus(config.data))
+    assert np.array_equal(windows.validation_starts, even_starts(len(windows.corpus.validation), 16, 12))  # fmt: skip
+    from planner.engine.losses import make_token_loss
+    from planner.engine.parallel.groups import Groups
+    from planner.engine.tasks import NextToken
+
+    loss = make_token_loss(Groups(layout=config.layout))
+    task = NextToken(windows, loss, loss)
+    for workers in (1, 2, 3, 5):
+        read = [
+            number
+            for rank in range(workers)
+            for batch in task.validation_numbers(rank, workers, 2)
+            for number in batch.tolist()
+            if number >= 0
+        ]
+        assert sorted(read) == list(range(12))
+
+
+def test_the_default_corpus_is_real_text_without_tests():
+    corpus = load_corpus(DataConfig())
+    assert len(corpus.train) > 5e6
+    assert 0.05 < len(corpus.validation) / (len(corpus.train) + len(corpus.validation)) < 0.15
+    text = bytes(corpus.train)
+    assert b"def " in text
+    assert b"import unittest.mock as mock_that_no_file_holds" not in text
+
+
+def test_a_folder_is_split_by_document_and_drops_exact_duplicates(tmp_path):
+    for number in range(60):
+        (tmp_path / f"{number:02}.txt").write_text(f"document {number} " * 5)
+    (tmp_path / "copy.txt").write_text("document 7 " * 5)
+    (tmp_path / ".hidden").write_text("secret")
+    corpus = load_corpus(DataConfig(corpus=str(tmp_path), validation_fraction=0.2))
+    train_docs, held_back = (
+        set(bytes(split).split(b"\0")) - {b""} for split in (corpus.train, corpus.validation)
+    )
+    assert len(train_docs) + len(held_back) == 60
+    assert not train_docs & held_back
+    assert len(held_back) >= 3
+    assert b"secret" not in bytes(corpus.train) + bytes(corpus.validation)
+
+
+def test_the_hash_of_a_corpus_follows_its_content(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("some text " * 100)
+    before = load_corpus(DataConfig(corpus=str(path)))
+    assert load_corpus(DataConfig(corpus=str(path))).content_hash == before.content_hash
+    path.write_text("some test " * 100)
+    assert load_corpus(DataConfig(corpus=str(path))).content_hash != before.content_hash
+
+
+def test_workers_that_race_for_the_cache_read_the_same(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(np.random.default_rng(0).bytes(300_000))
+    found = []
+
+    def read():
+        found.append(load_corpus(DataConfig(corpus=str(path))).content_hash)
+
+    threads = [threading.Thread(target=read) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(found)) == 1
+
+
+def test_bytes_that_are_no_utf_8_are_tokens_like_any_other(tmp_path, small):
+    path = tmp_path / "binary.txt"
+    path.write_bytes(bytes(range(256)) * 100)
+    config = small(data={"corpus": str(path)})
+    assert corpus_entropy(config) == pytest.approx(math.log(256), abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+def test_a_token_file_is_read_in_its_format(tmp_path, small, dtype):
+    path = tmp_path / "tokens.bin"
+    (np.arange(20_000) % 500).astype(dtype).tofile(path)
+    config = small(data={"corpus": str(path), "token_dtype": dtype}, model={"vocab_size": 500})
+    corpus = load_corpus(config.data)
+    assert len(corpus.train) + len(corpus.validation) == 20_000
+    assert train(config).val_loss < 6.5
+
+
+def bad_corpora(folder):
+    (folder / "empty.txt").write_bytes(b"")
+    (folder / "short.txt").write_bytes(b"short")
+    (folder / "odd.bin").write_bytes(b"abc")
+    (folder / "large.bin").write_bytes(np.full(10_000, 300, dtype="uint16").tobytes())
+    (folder / "hollow").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing.txt", "does not exist"),
+        ("empty.txt", "is empty"),
+        ("short.txt", "must hold one batch"),
+        ("odd.bin", "whole tokens of 2 bytes"),
+        ("large.bin", "holds token 300, vocab_size=256"),
+        ("hollow", "train split of a corpus must hold text"),
+    ],
+)
+def test_a_corpus_that_cannot_be_used_says_why(tmp_path, small, name, message):
+    bad_corpora(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        train(small(data={"corpus": str(tmp_path / name)}))
