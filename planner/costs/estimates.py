@@ -29,6 +29,7 @@ from planner.units import SECONDS_PER_HOUR, format_bytes
 
 if TYPE_CHECKING:
     from planner.costs.calibration import Calibration
+    from planner.costs.tracing import TracedMemory
 
 __all__ = ["CostEstimate", "estimate"]
 
@@ -169,7 +170,11 @@ def busy_fraction(time: StepTime) -> float:
 
 
 def estimate(
-    config: TrialConfig, cluster: Cluster, *, calibration: Calibration | None = None
+    config: TrialConfig,
+    cluster: Cluster,
+    *,
+    calibration: Calibration | None = None,
+    traced: TracedMemory | None = None,
 ) -> CostEstimate:
     """Return what a configuration costs on a cluster.
 
@@ -177,6 +182,7 @@ def estimate(
         config: The trial.
         cluster: A resolved cluster; money needs its price, energy its devices' power.
         calibration: Constants fitted on measured trials of this cluster, with their intervals.
+        traced: Memory of the engine's own model (`tracing.trace_memory`), instead of the closed form.
 
     Raises:
         ConfigError: The device lacks the precision.
@@ -185,12 +191,23 @@ def estimate(
     w = workload_of(config, _peaks(config, cluster))
     use = memory_use(w, memory_constants(cluster, calibration))
     breakdown = {kind: float(getattr(use, kind)) for kind in _MEMORY_PARTS}
+    if traced is not None:
+        breakdown = _traced_breakdown(traced, cluster)
     peak = sum(breakdown.values())
     reason = _infeasible(config, cluster, peak, breakdown)
     time = step_time(
         w, cluster, calibration.efficiency if calibration else default_efficiency(cluster)
     )
     return _assemble(config, cluster, calibration, w, breakdown, reason, time)
+
+
+def _traced_breakdown(traced: TracedMemory, cluster: Cluster) -> dict[str, float]:
+    """Return traced memory by kind; the process or the device's runtime is the overhead."""
+    if cluster.device.is_cpu:
+        overhead = traced.resident_bytes - traced.tensor_bytes
+    else:
+        overhead = GPU_MEMORY.overhead_bytes
+    return {**traced.kind_bytes, "overhead": overhead}
 
 
 def _peaks(config: TrialConfig, cluster: Cluster) -> dict[str, float]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import psutil
@@ -71,7 +72,7 @@ def _check_traceable(config: TrialConfig) -> None:
         "pipeline stages send real tensors": config.layout.pipeline_parallel > 1,
         "experts route by values": config.model.num_experts is not None,
         "fp16 looks at its gradients": config.precision.compute == "fp16",
-        "LAMB looks at norms": config.optimizer.name == "lamb",
+        "LAMB and Adafactor look at norms": config.optimizer.name in ("lamb", "adafactor"),
     }
     for reason, holds in reasons.items():
         if holds:
@@ -122,8 +123,7 @@ def _meshes_outside_fake_mode() -> Iterator[None]:
 
 def _make_stepper(config: TrialConfig, workers: Workers) -> Stepper:
     """Build the stepper inside fake mode, with the groups made outside of it."""
-    from planner.engine import step
-
+    step: Any = import_module("planner.engine.step")
     make_groups = step.make_groups
 
     def outside(*args: Any) -> Any:
@@ -145,8 +145,22 @@ def _tracker(stepper: Stepper) -> Any:
     return tracker
 
 
+def _forget_modules_per_micro_batch(stepper: Stepper, tracker: Any) -> None:
+    """Let the tracker see a module again in every micro-batch; the peak is kept."""
+    stepping: Any = stepper
+    forward = stepping._micro_loss
+
+    def forward_anew(*args: Any) -> torch.Tensor:
+        tracker.reset_mod_stats()
+        return forward(*args)
+
+    stepping._micro_loss = forward_anew
+
+
 def trace_peak(config: TrialConfig) -> FakePeak:
-    """Return the peak of one worker over two steps; states exist only after the first.
+    """Return the peak of one worker over two steps of at most two micro-batches.
+
+    States exist only after the first step, accumulated gradients only from the second micro-batch.
 
     Raises:
         InfeasibleError: The engine cannot run the configuration, or it decides by values.
@@ -154,15 +168,16 @@ def trace_peak(config: TrialConfig) -> FakePeak:
     _check_traceable(config)
     rope_tables.cache_clear()
     process_bytes = float(psutil.Process().memory_info().rss)
-    share = config.batch.sequences_per_step
+    sequences = config.layout.data_shards * config.micro_batch_sequences
+    sequences *= min(2, config.num_micro_batches)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with _workers(config) as workers, fake, _meshes_outside_fake_mode():
         stepper = _make_stepper(config, workers)
         tracker = _tracker(stepper)
+        _forget_modules_per_micro_batch(stepper, tracker)
         with tracker:
-            stepper.step(0, share, 0.5)
-            tracker.reset_mod_stats()
-            stepper.step(0, share, 0.5)
+            for _ in range(2):
+                stepper.step(0, sequences, 0.5)
         kinds = tracker.get_tracker_snapshot("peak")[torch.device("cpu")]
     rope_tables.cache_clear()
     by_name = {str(getattr(kind, "name", kind)): float(size) for kind, size in kinds.items()}
