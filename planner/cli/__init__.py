@@ -20,6 +20,7 @@ __all__ = ["VERBS", "main"]
 
 VERBS: Final[dict[str, str]] = {
     "plan": "What a study would run and cost; starts nothing.",
+    "rehearse": "A study's sweep in simulated time, before anything is spent.",
     "sweep": "Run a study's trials with Ray Tune, or resume one.",
     "status": "Where a run stands.",
     "fit": "Fit scaling curves to finished trials or a table.",

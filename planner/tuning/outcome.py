@@ -54,6 +54,8 @@ class Standing:
     """`running`, `interrupted`, `finished`, `gave up` or `not started`."""
     progress: Progress
     num_sessions: int
+    correction: float
+    """Measured over estimated seconds of its trials."""
     notes: tuple[str, ...]
 
 
@@ -167,6 +169,7 @@ def standing_of(folder: RunFolder) -> Standing:
         word=_word(sweep, lines, is_locked(folder.path)),
         progress=progress_of(sweep, lines[-1] if lines else {"kind": "header"}),
         num_sessions=sweep.num_sessions,
+        correction=sweep.accounts.correction(sweep.running),
         notes=tuple(line["text"] for line in lines if line["kind"] == "note"),
     )
 

@@ -43,9 +43,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parent),  # where the workers find `hanging`
     }.items():
         patch.setenv(name, value)
-    patch.syspath_prepend(str(Path(__file__).parent))
     import ray
 
     import planner.tuning.ray_executor  # noqa: F401 -- it sets what Ray reads when it is loaded
