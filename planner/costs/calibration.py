@@ -219,7 +219,8 @@ def _interval(
         reach = NORMAL_90
     else:
         mean, sigma = residual.at(_features(w))
-        reach = float(student.ppf(0.95, max(2, num_trials - 1)))
+        few = (1.0 + 3.0 / num_trials) ** 0.5
+        reach = few * float(student.ppf(0.95, max(2, num_trials - 1)))
     middle = value * np.exp(mean)
     return Prediction(
         value=middle, lower=middle * np.exp(-reach * sigma), upper=middle * np.exp(reach * sigma)

@@ -189,7 +189,11 @@ def cpu_device() -> Device:
     memory = float(psutil.virtual_memory().total)
     return Device(
         name=CPU,
-        peaks={"fp32": _CORE_FLOPS_PER_SECOND, "bf16": 1.5 * _CORE_FLOPS_PER_SECOND},
+        peaks={
+            "fp32": _CORE_FLOPS_PER_SECOND,
+            "bf16": 1.5 * _CORE_FLOPS_PER_SECOND,
+            "fp16": 0.5 * _CORE_FLOPS_PER_SECOND,
+        },
         achievable_fraction=_CORE_ACHIEVABLE,
         memory_bytes=memory / num_usable_cores(),
         memory_bytes_per_second=2e10,

@@ -37,6 +37,9 @@ class MemoryConstants:
     """Measured over computed states: padding, buckets."""
 
 
+PRODUCTS_KEPT: Final = 0.55
+"""Share of a block's activations that are results of products and attention: 0.5 to 0.6 where traced
+in the engine's blocks."""
 OPERATORS_KEPT: Final = 0.45
 """Share of a block's activations that operator-level recomputation keeps: every second product and the
 attention's output (torchtitan's default policy, recalled)."""
@@ -126,8 +129,9 @@ def activation_bytes_per_layer(w: Workload) -> tuple[Number, Number]:
 
 
 def _kept_fraction(w: Workload) -> Array:
-    """Return the share of a block's activations that recomputation keeps: all, 0.45, or its input alone."""
-    return np.where(np.asarray(w.recompute) == 1.5, OPERATORS_KEPT, 1.0)
+    """Return the share of a block's activations that recomputing some operators keeps."""
+    mode = np.asarray(w.recompute)
+    return 1.0 - (1.0 - PRODUCTS_KEPT) * (mode == 1.25) - (1.0 - OPERATORS_KEPT) * (mode == 1.5)
 
 
 def _activations(w: Workload) -> tuple[Array, Array]:

@@ -276,7 +276,9 @@ def step_time(w: Workload, cluster: Cluster, e: Efficiency | None = None) -> Ste
         3.5 + 1.0 * (np.asarray(w.recompute) == 1.0) + 1.0 * (np.asarray(w.recompute) == 2.0)
     )
     attention = core_passes * _attention_seconds(w, rate, cluster, e)
-    elementwise = passes * _elementwise_seconds(w, cluster, e)
+    elementwise = (passes + 1.0 * (np.asarray(w.recompute) == 1.25)) * _elementwise_seconds(
+        w, cluster, e
+    )
     tensor = _tensor_seconds(w, cluster, e)
     context = _context_seconds(w, cluster, e)
     expert = _expert_seconds(w, cluster, e)

@@ -189,7 +189,7 @@ def _recompute(row: Mapping[str, str]) -> float:
     text = _text(row, "recompute")
     if "sac" in text or "op" in text.split("("):
         return RECOMPUTE["operators"]
-    return RECOMPUTE["full" if "full" in text else "selective" if "selective" in text else "none"]
+    return RECOMPUTE["full" if "full" in text else "attention" if "selective" in text else "none"]
 
 
 _DEEPSPEED_BUFFER_BYTES: Final = 9e9

@@ -31,9 +31,12 @@ __all__ = [
 Array = npt.NDArray[np.float64]
 Number = Array | float
 
-RECOMPUTE: Final = {"none": 0.0, "selective": 1.0, "operators": 1.5, "full": 2.0}
+RECOMPUTE: Final = {
+    "none": 0.0, "attention": 1.0, "selective": 1.25, "operators": 1.5, "full": 2.0,
+}  # fmt: skip
 """What is recomputed in the backward pass, as the numbers that arrays hold: nothing, the attention core
-(Korthikanti et al. 2022), about half of the operators but not attention, or whole blocks."""
+(Korthikanti et al. 2022), everything but products and attention (the engine's `selective`), half of the
+products too (torchtitan's default), or whole blocks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
