@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from planner.config import parse_config
 from planner.curves import ScalingLaw
 from planner.planning import plan
 from planner.recommendation import Recommendation, recommend, run_law, write_recommendation
-from planner.results import Results
+from planner.results import Results, read_results
 from planner.run_folder import RunFolder
 from planner.study import Study, load_study, trial_config
 from planner.trial import TrialConfig
@@ -126,3 +128,30 @@ def test_an_unknown_run_ends_with_exit_code_3(
 ) -> None:
     assert main(["recommend", "nowhere", "--runs", str(tmp_path)]) == 3
     assert "no run named 'nowhere'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_engine_trains_the_exported_trial_for_the_stated_tokens(
+    run_factory: Callable[..., RunFolder],
+    study_factory: Callable[..., Study],
+    law: ScalingLaw,
+    tmp_path: Path,
+) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("".join(f"line {i} says {i * i % 97}\n" for i in range(20_000)))
+    base = study_factory().base | {"data": {"corpus": str(corpus)}}
+    folder = run_factory(study_factory("engine", base=base))
+    results = read_results(folder)
+    answer = recommend(law, Budget(flops=3e10), results.study, results=results, max_params=20_000)
+    write_recommendation(answer, folder, results.study.cluster)
+    command = [sys.executable, "-m", "planner.engine", str(folder.path / "exports/trial.json")]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=True,
+        timeout=120,
+    )  # fmt: skip
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["state"] == "completed", done.stderr
+    assert result["train_tokens"] == answer.choice.train_tokens
+    assert result["num_params"] == answer.choice.num_params
+    assert result["train_flops"] == pytest.approx(answer.choice.train_flops)
+    assert result["num_workers"] == answer.choice.num_workers
