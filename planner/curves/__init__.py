@@ -7,7 +7,19 @@ from planner.curves.allocation import (
     optimal_allocation,
     overtraining_overhead,
 )
+from planner.curves.compression import CompressionCurves, fit_compression_curves
+from planner.curves.critical_batch import (
+    CriticalBatch,
+    PowerLaw,
+    fit_critical_batch,
+    fit_power_law,
+)
 from planner.curves.design import SuggestedTrial, Suggestion, suggest
+from planner.curves.downstream import (
+    AccuracyPrediction,
+    DownstreamLink,
+    fit_downstream_link,
+)
 from planner.curves.fitting import fit
 from planner.curves.forms import CurveForm, curve_forms
 from planner.curves.isoflop import IsoflopProfile, SizeFrontier, fit_frontier, isoflop_profiles
@@ -29,27 +41,35 @@ from planner.curves.learning_curves import (
 from planner.curves.points import Points, points_from_table, read_points, read_table
 from planner.curves.prediction import predict_table
 from planner.curves.repeated import RepeatedDataFit, fit_repeated
+from planner.curves.schedules import LossTrace, ScheduleLaw, fit_schedule_law
 from planner.curves.surface import OBJECTIVES, Objective, fit_surface
 from planner.curves.tuning_law import TunedSetting, TuningGrid, TuningLaw, fit_tuning_law
 from planner.curves.variants import pinned_form
 
 __all__ = [
     "OBJECTIVES",
+    "AccuracyPrediction",
     "Allocation",
     "Backtest",
     "Coefficient",
     "Component",
+    "CompressionCurves",
+    "CriticalBatch",
     "CurveForm",
+    "DownstreamLink",
     "ExtrapolationError",
     "FitWarning",
     "FittedRange",
     "IsoflopProfile",
     "LearningCurve",
+    "LossTrace",
     "Objective",
     "Points",
+    "PowerLaw",
     "Prediction",
     "RepeatedDataFit",
     "ScalingLaw",
+    "ScheduleLaw",
     "SizeFrontier",
     "SuggestedTrial",
     "Suggestion",
@@ -59,9 +79,14 @@ __all__ = [
     "allocation_for_loss",
     "curve_forms",
     "fit",
+    "fit_compression_curves",
+    "fit_critical_batch",
+    "fit_downstream_link",
     "fit_frontier",
     "fit_learning_curve",
+    "fit_power_law",
     "fit_repeated",
+    "fit_schedule_law",
     "fit_surface",
     "fit_tuning_law",
     "isoflop_profiles",

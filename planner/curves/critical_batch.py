@@ -1,0 +1,119 @@
+"""Critical batch: how many tokens per step still save steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from planner.curves.arrays import FloatArray
+from planner.curves.robust import minimize_robust
+from planner.errors import ConfigError, FitError
+
+__all__ = ["CriticalBatch", "PowerLaw", "fit_critical_batch", "fit_power_law"]
+
+OVERHEAD = 0.2
+"""Steps beyond ideal linear scaling at which a batch counts as critical (Zhang et al. 2024)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CriticalBatch:
+    """steps = min_steps + min_examples / batch, in whatever unit the batch has."""
+
+    min_steps: float
+    min_examples: float
+    num_points: int
+    noise: float
+    """Standard deviation of log steps around the curve."""
+
+    @property
+    def balanced_batch(self) -> float:
+        """Batch of twice the least steps and twice the least examples (McCandlish et al. 2018)."""
+        return self.min_examples / self.min_steps
+
+    def critical_batch(self, base_batch: float, overhead: float = OVERHEAD) -> float:
+        """Return the batch whose steps exceed linear scaling from `base_batch` by the overhead.
+
+        a + b/B = (1 + h) (a + b/B0) B0/B  gives  B = (1 + h) B0 + h b/a.
+
+        Source: Zhang et al. 2024 (arXiv:2410.21676), section 3.
+
+        >>> CriticalBatch(min_steps=100.0, min_examples=2e5, num_points=9, noise=0.0).critical_batch(256)
+        707.2
+        """
+        return float((1 + overhead) * base_batch + overhead * self.min_examples / self.min_steps)
+
+
+def fit_critical_batch(batch: ArrayLike, steps_to_target: ArrayLike) -> CriticalBatch:
+    """Fit steps = a + b/B by least squares in log steps.
+
+    Source: McCandlish et al. 2018 (arXiv:1812.06162), equation 2.11, solved for steps.
+
+    Raises:
+        ConfigError: A value is not positive and finite.
+        FitError: Fewer than four batches, or steps do not fall with the batch.
+    """
+    b, s = (np.asarray(v, dtype=np.float64).ravel() for v in (batch, steps_to_target))
+    if b.shape != s.shape or not (np.isfinite(b) & (b > 0) & np.isfinite(s) & (s > 0)).all():
+        raise ConfigError("batch and steps_to_target must be positive lists of one length.")
+    if np.unique(b).size < 4:
+        raise FitError(f"a critical batch needs at least 4 batches: got {np.unique(b).size}.")
+    if s[b.argmax()] >= s[b.argmin()]:
+        raise FitError("steps to the target must fall with the batch: they do not.")
+    center = float(np.exp(np.log(b).mean()))
+
+    def model(theta: FloatArray) -> FloatArray:
+        return np.logaddexp(theta[:, :1], theta[:, 1:] - np.log(b / center))
+
+    level = float(np.log(s).mean())
+    starts = np.array([[level - x, level - y] for x in (0.3, 1.0, 3.0) for y in (0.3, 1.0)])
+    theta, value = minimize_robust(
+        model, np.log(s), starts, np.ones((len(starts), s.size)), delta=float("inf")
+    )
+    best = int(value.argmin())
+    return CriticalBatch(
+        min_steps=float(np.exp(theta[best, 0])),
+        min_examples=float(np.exp(theta[best, 1]) * center),
+        num_points=int(s.size),
+        noise=float(np.sqrt(2 * value[best] / max(s.size - 2, 1))),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerLaw:
+    """y = scale (x / center)^exponent."""
+
+    scale: float
+    center: float
+    exponent: float
+    exponent_deviation: float
+
+    def predict(self, x: ArrayLike) -> FloatArray:
+        """Return y at x."""
+        return np.asarray(
+            self.scale * (np.asarray(x, dtype=np.float64) / self.center) ** self.exponent
+        )
+
+
+def fit_power_law(x: ArrayLike, y: ArrayLike) -> PowerLaw:
+    """Fit a line in logs, e.g. of the critical batch against tokens.
+
+    Raises:
+        ConfigError: A value is not positive and finite.
+        FitError: Fewer than three points.
+    """
+    xs, ys = (np.asarray(v, dtype=np.float64).ravel() for v in (x, y))
+    if xs.shape != ys.shape or not (np.isfinite(xs) & (xs > 0) & np.isfinite(ys) & (ys > 0)).all():
+        raise ConfigError("x and y must be positive lists of one length.")
+    if np.unique(xs).size < 3:
+        raise FitError(f"a power law needs at least 3 distinct x: got {np.unique(xs).size}.")
+    center = float(np.exp(np.log(xs).mean()))
+    t = np.log(xs / center)
+    exponent = float((t * np.log(ys)).sum() / (t * t).sum())
+    level = float(np.log(ys).mean())
+    residual = np.log(ys) - level - exponent * t
+    deviation = float(np.sqrt((residual**2).sum() / max(xs.size - 2, 1) / (t * t).sum()))
+    return PowerLaw(
+        scale=float(np.exp(level)), center=center, exponent=exponent, exponent_deviation=deviation
+    )
