@@ -341,6 +341,7 @@ class _Run:
         metrics: dict[str, float] = {}
         if self.corpus is not None:
             metrics["corpus_fingerprint"] = self.corpus.fingerprint()
+            metrics["unique_tokens"] = float(len(self.corpus.train))
             metrics["unigram_entropy"] = unigram_entropy(self.corpus)
         if self.config.precision.emulate != "none":
             metrics["emulated_precision"] = 1.0

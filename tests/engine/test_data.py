@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -139,11 +142,35 @@ def test_a_token_file_is_read_in_its_format(tmp_path, small, dtype):
     assert train(config).val_loss < 6.5
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_table_of_documents_is_a_corpus(tmp_path, ending):
+    rows = [{"id": n, "body": f"row {n} says {n * n}. " * 3} for n in range(80)] * 2
+    path = tmp_path / f"table.{ending}"
+    if ending == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    else:
+        pd.DataFrame(rows).astype({"body": pd.ArrowDtype(pa.string())}).to_parquet(path)
+    corpus = load_corpus(DataConfig(corpus=str(path), text_column="body"))
+    text = bytes(corpus.train) + bytes(corpus.validation)
+    assert text.count(b"\0") == 80
+    assert b"row 79 says 6241." in text
+    with pytest.raises(ConfigError, match="Did you mean 'body'"):
+        load_corpus(DataConfig(corpus=str(path), text_column="bodi"))
+
+
+def test_unique_tokens_can_be_limited_and_are_recorded(small):
+    result = train(small(data={"max_unique_tokens": 600}))
+    assert result.metrics["unique_tokens"] == 600
+    assert result.train_tokens == 1280
+
+
 def bad_corpora(folder):
     (folder / "empty.txt").write_bytes(b"")
     (folder / "short.txt").write_bytes(b"short")
     (folder / "odd.bin").write_bytes(b"abc")
     (folder / "large.bin").write_bytes(np.full(10_000, 300, dtype="uint16").tobytes())
+    (folder / "broken.jsonl").write_text('{"text": "a"}\n{"text": ')
+    (folder / "broken.parquet").write_bytes(b"PAR1 and no more")
     (folder / "hollow").mkdir()
 
 
@@ -155,6 +182,8 @@ def bad_corpora(folder):
         ("short.txt", "must hold one batch"),
         ("odd.bin", "whole tokens of 2 bytes"),
         ("large.bin", "holds token 300, vocab_size=256"),
+        ("broken.jsonl", "broken.jsonl:2: every line must be JSON"),
+        ("broken.parquet", "no readable Parquet file"),
         ("hollow", "train split of a corpus must hold text"),
     ],
 )

@@ -15,14 +15,15 @@ import os
 import platform
 import sysconfig
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from planner.engine.data.documents import TABLES, read_file, read_table, walk
 from planner.errors import ConfigError
 from planner.trial import DataConfig, TrialConfig
 
@@ -67,11 +68,18 @@ class _Facts:
 
 
 def load_corpus(data: DataConfig) -> Corpus:
-    """Return the corpus that a configuration names.
+    """Return the corpus that a configuration names, its training split cut to the unique tokens.
 
     Raises:
         ConfigError: It is missing, empty, or leaves one split without text.
     """
+    corpus = _load_whole(data)
+    if data.max_unique_tokens is None:
+        return corpus
+    return replace(corpus, train=corpus.train[: data.max_unique_tokens])
+
+
+def _load_whole(data: DataConfig) -> Corpus:
     if data.corpus == STDLIB:
         return _load_folder(data, Path(sysconfig.get_path("stdlib")), _stdlib_files())
     path = Path(data.corpus).expanduser()
@@ -84,7 +92,9 @@ def load_corpus(data: DataConfig) -> Corpus:
         return _load_folder(data, path, _text_files(path))
     if path.stat().st_size == 0:
         raise ConfigError(f"a corpus must hold text: {path} is empty.")
-    return _load_tokens(data, path) if path.suffix == ".bin" else _load_text(data, path)
+    if path.suffix == ".bin":
+        return _load_tokens(data, path)
+    return _load_table(data, path) if path.suffix in TABLES else _load_text(data, path)
 
 
 def corpus_entropy(config: TrialConfig) -> float:
@@ -109,18 +119,11 @@ def unigram_entropy(corpus: Corpus) -> float:
 
 def _stdlib_files() -> list[Path]:
     root = Path(sysconfig.get_path("stdlib"))
-    return [path for path in _walk(root, _NOT_STDLIB | _TESTS) if path.suffix == ".py"]
+    return [path for path in walk(root, _NOT_STDLIB | _TESTS) if path.suffix == ".py"]
 
 
 def _text_files(root: Path) -> list[Path]:
-    return list(_walk(root, frozenset({"__pycache__"})))
-
-
-def _walk(root: Path, left_out: frozenset[str]) -> Iterator[Path]:
-    """Yield the files below a folder in a fixed order, hidden ones left out."""
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = sorted(n for n in subfolders if n not in left_out and n[0] != ".")
-        yield from (Path(folder, name) for name in sorted(files) if name[0] != ".")
+    return list(walk(root, frozenset({"__pycache__"})))
 
 
 def _is_validation(relative: str, fraction: float) -> bool:
@@ -131,35 +134,53 @@ def _is_validation(relative: str, fraction: float) -> bool:
 
 def _load_folder(data: DataConfig, root: Path, files: list[Path]) -> Corpus:
     listing = [(p.relative_to(root).as_posix(), p.stat()) for p in files]
-    key = hashlib.sha256(
-        json.dumps([
-            platform.python_version(), str(root), data.validation_fraction,
-            [(name, stat.st_size, stat.st_mtime_ns) for name, stat in listing],
-        ]).encode()
-    ).hexdigest()[:24]  # fmt: skip
+    files_seen = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in listing]
+    key = _key(platform.python_version(), str(root), data.validation_fraction, files_seen)
     if (cached := _read_cache(data.corpus, key)) is not None:
         return cached
+    named = (
+        (relative, read_file(path)) for (relative, _), path in zip(listing, files, strict=True)
+    )
+    return _finish_documents(data, str(root), key, named)
+
+
+def _load_table(data: DataConfig, path: Path) -> Corpus:
+    """Return the corpus of a table of documents, split by row."""
+    stat = path.stat()
+    key = _key(
+        str(path.resolve()),
+        stat.st_size,
+        stat.st_mtime_ns,
+        data.text_column,
+        data.validation_fraction,
+    )
+    if (cached := _read_cache(data.corpus, key)) is not None:
+        return cached
+    rows = read_table(path, data.text_column)
+    named = ((f"row {number}", content) for number, content in enumerate(rows))
+    return _finish_documents(data, str(path), key, named)
+
+
+def _finish_documents(
+    data: DataConfig, source: str, key: str, documents: Iterable[tuple[str, bytes]]
+) -> Corpus:
+    """Split named documents, drop empty ones and exact duplicates, and keep the splits."""
     splits: dict[Split, list[bytes]] = {"train": [], "validation": []}
     seen: set[bytes] = set()
-    for (relative, _), path in zip(listing, files, strict=True):
-        content = _read_document(path)
+    for name, content in documents:
         digest = hashlib.sha256(content).digest()
         if not content or digest in seen:
             continue
         seen.add(digest)
-        held_back = _is_validation(relative, data.validation_fraction)
+        held_back = _is_validation(name, data.validation_fraction)
         splits["validation" if held_back else "train"].append(content)
     train, validation = (_joined(splits[name]) for name in ("train", "validation"))
-    return _finish_text(data, str(root), key, train, validation)
+    return _finish_text(data, source, key, train, validation)
 
 
-def _read_document(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"a file of the corpus cannot be read: {path}: {error.strerror}."
-        ) from error
+def _key(*parts: object) -> str:
+    """Return the name under which splits are kept: of what they were made from."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
 def _joined(documents: list[bytes]) -> bytes:
@@ -169,11 +190,10 @@ def _joined(documents: list[bytes]) -> bytes:
 def _load_text(data: DataConfig, path: Path) -> Corpus:
     """Return the corpus of one text file; its end is held back."""
     stat = path.stat()
-    parts = (str(path.resolve()), stat.st_size, stat.st_mtime_ns, data.validation_fraction)
-    key = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+    key = _key(str(path.resolve()), stat.st_size, stat.st_mtime_ns, data.validation_fraction)
     if (cached := _read_cache(data.corpus, key)) is not None:
         return cached
-    content = _read_document(path)
+    content = read_file(path)
     cut = _cut(len(content), data.validation_fraction)
     return _finish_text(data, str(path), key, content[:cut], content[cut:])
 
