@@ -242,9 +242,12 @@ def _profile_interval(
     allowed: float,
     level: float,
 ) -> Coefficient:
-    inside = [row[axis] for row in profile if row[2] <= best[2] + allowed]
     grid = [row[axis] for row in profile]
-    low, high = min(inside, default=best[axis]), max(inside, default=best[axis])
+    inside = [i for i, row in enumerate(profile) if row[2] <= best[2] + allowed]
+    # The next grid point outwards is known to lie outside: the end is at most that far.
+    first = max(min(inside, default=0) - 1, 0)
+    last = min(max(inside, default=len(grid) - 1) + 1, len(grid) - 1)
+    low, high = grid[first], grid[last]
     return Coefficient(
         name=name,
         value=best[axis],

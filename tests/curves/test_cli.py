@@ -1,0 +1,80 @@
+"""The verbs fit and predict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from planner.cli.fit import command as fit_command
+from planner.cli.predict import command as predict_command
+from planner.curves import ScalingLaw
+from planner.errors import ConfigError
+
+
+@pytest.fixture
+def table(sweep, tmp_path) -> Path:
+    p = sweep()
+    path = tmp_path / "losses.csv"
+    frame = pd.DataFrame({"num_params": p.num_params, "num_tokens": p.num_tokens, "final": p.loss})
+    frame.to_csv(path, index=False)
+    return path
+
+
+def _run(command, *arguments: object):
+    return CliRunner().invoke(command, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def test_fit_writes_a_law_that_predict_reads(table, tmp_path):
+    fitted = _run(fit_command, table, "--map", "loss=final", "--draws", 20)
+    assert fitted.exit_code == 0, fitted.output
+    assert "alpha" in fitted.output
+    law = ScalingLaw.load(tmp_path / "laws.json")
+    assert law.columns["loss"] == "final"
+    out = tmp_path / "predicted.csv"
+    predicted = _run(predict_command, tmp_path / "laws.json", "--at", table, "--out", out)
+    assert predicted.exit_code == 0, predicted.output
+    rows = pd.read_csv(out)
+    assert len(rows) == 36
+    assert (rows.loss_lower < rows.loss).all()
+    assert (rows.loss < rows.loss_upper).all()
+
+
+def test_json_is_one_document_with_the_suggestion(table, tmp_path):
+    done = _run(
+        fit_command, table, "--map", "loss=final", "--draws", 20, "--json", "--suggest", 3,
+        "--pilot-budget", "1e21flops", "--target", "1e24flops", "--out", tmp_path / "l.json",
+    )  # fmt: skip
+    document = json.loads(done.stdout)
+    assert document["law"]["num_rows"] == 36
+    assert 1 <= len(document["suggestion"]["trials"]) <= 3
+
+
+def test_one_point_is_predicted_without_a_table(table, tmp_path):
+    _run(fit_command, table, "--map", "loss=final", "--draws", 20)
+    done = _run(
+        predict_command, tmp_path / "laws.json", "--params", "1B", "--tokens", "20B", "--json"
+    )
+    (row,) = json.loads(done.stdout)
+    assert row["loss"] == pytest.approx(2.48, abs=0.05)
+    assert row["loss_lower"] < row["loss"] < row["loss_upper"]
+
+
+def test_a_budget_in_other_units_is_refused(table):
+    with pytest.raises(ConfigError, match="amount of FLOPs"):
+        _run(fit_command, table, "--map", "loss=final", "--draws", 20, "--suggest", 2,
+             "--pilot-budget", "5 usd")  # fmt: skip
+
+
+def test_a_map_without_an_equals_sign_is_refused(table):
+    with pytest.raises(ConfigError, match="QUANTITY=COLUMN"):
+        _run(fit_command, table, "--map", "loss")
+
+
+def test_predicting_at_nothing_says_how(table, tmp_path):
+    _run(fit_command, table, "--map", "loss=final", "--draws", 20)
+    with pytest.raises(ConfigError, match="--at FILE"):
+        _run(predict_command, tmp_path / "laws.json")
