@@ -133,7 +133,7 @@ class CostAwareSearcher:
             away = self._distances(offered.points, (float(shift[0]), float(shift[1])))
             return 1.0 / (1.0 + away + 0.01 * rng.random(len(away)))
         if is_first or rng.random() < _EXPLORE:
-            return 0.5 + rng.random(len(offered.vectors))
+            return rng.random(len(offered.vectors)) + self._model.is_safe(offered.vectors)
         return self._model.scores(offered.vectors, self._distances(offered.points))
 
     def _distances(self, points: Sequence[Point], shift: tuple[float, float] = (0.0, 0.0)) -> Array:
@@ -143,9 +143,10 @@ class CostAwareSearcher:
 
     def _choose(self, offered: Candidates, scores: Array) -> int | None:
         """Return the candidate with the highest score per device-hour, or None if none can run."""
-        best, best_rate = None, -1.0
-        found = 0
+        best, best_rate, found = None, -np.inf, 0
         for index in np.argsort(-scores, kind="stable")[:_MOST_PRICED].tolist():
+            if found and scores[index] <= 0:
+                break
             priced = self._price("candidate", offered.points[index])
             if not priced.is_feasible:
                 self._pool.remove(offered.points[index])

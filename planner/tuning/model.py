@@ -35,9 +35,16 @@ _NUM_BEST: Final = 6
 """Trials near which candidates are drawn."""
 _CURVATURE_SPREAD: Final = 0.7
 """Standard deviation of the prior curvature, as a share of it."""
-_MEMORY_NOISE: Final = 0.05
-_SURE: Final = 0.8
-"""Chance of running above which a candidate counts as safe."""
+_MEMORY_NOISE: Final = 0.15
+"""Variance of the labels: a lone success or failure proves little about its neighbours."""
+_SURE: Final = 0.95
+_BOLD: Final = 0.8
+"""Chance of running from which a candidate counts as safe: after failures, and without recent ones."""
+_RECENT: Final = 20
+_FEW_FAILURES: Final = 0
+"""Failures among so many recent trials up to which the bolder chance is taken."""
+_UNSAFE: Final = -1e6
+_RIDGE: Final = 0.5
 _MIN_FAILURES: Final = 1
 
 
@@ -56,6 +63,7 @@ class ResultModel:
         self._hyperparameters: Hyperparameters | None = None
         self._memory: GaussianProcess | None = None
         self._memory_hyperparameters: Hyperparameters | None = None
+        self._memory_line: Array = np.zeros(1)
         self._centre, self._scale, self._curvature = 0.0, 1.0, 0.0
         self._rows = np.empty(0, dtype=int)
         self._next_build = self._next_fit = 0
@@ -86,7 +94,8 @@ class ResultModel:
         drift = self._curvature * distances / self._scale
         mean = self._process.mean(vectors) + drift
         chance = self._chance(vectors)
-        order = np.argsort(mean + 4.0 * (chance < _SURE), kind="stable")
+        is_safe = chance >= self._least_chance()
+        order = np.argsort(mean + 8.0 * ~is_safe, kind="stable")
         stride = max(1, len(order) // _NUM_VARIANCES)
         near = np.unique(np.concatenate([order[:_NUM_VARIANCES], order[::stride]]))
         pending = self._told.vectors(self._told.pending())
@@ -94,7 +103,15 @@ class ResultModel:
         best = (self._told.best - self._centre) / self._scale
         scores = np.zeros(len(vectors))
         scores[near] = expected_improvement(mean_near + drift[near], deviation, best)
-        return scores * np.where(chance < _SURE, chance**8, chance)
+        return np.where(is_safe, scores * chance, _UNSAFE * (1.0 - chance))
+
+    def is_safe(self, vectors: Array) -> NDArray[np.bool_]:
+        """Return whether points probably run [m]."""
+        return self._chance(vectors) >= self._least_chance()
+
+    def _least_chance(self) -> float:
+        _, labels = self._told.feasibility()
+        return _BOLD if (labels[-_RECENT:] < 0).sum() <= _FEW_FAILURES else _SURE
 
     def _build(self, observed: Observations, is_due: bool) -> None:
         extra = self._told.extra_variances(observed.rows)
@@ -137,6 +154,8 @@ class ResultModel:
             return
         rows, labels = rows[-_MOST_OBSERVED:], labels[-_MOST_OBSERVED:]
         inputs, noise = self._told.vectors(rows), np.full(len(rows), _MEMORY_NOISE)
+        self._memory_line = _ridge_line(inputs, labels)
+        labels = labels - _on_line(inputs, self._memory_line)
         if self._memory_hyperparameters is None:
             self._memory_hyperparameters = Hyperparameters.prior(inputs.shape[1])
         if is_due and len(rows) >= self._num_needed:
@@ -150,4 +169,16 @@ class ResultModel:
         if self._memory is None:
             return np.ones(len(vectors))
         mean, deviation = self._memory.predict(vectors)
+        mean = mean + _on_line(vectors, self._memory_line)
         return normal_cdf(mean / np.sqrt(deviation**2 + _MEMORY_NOISE))
+
+
+def _ridge_line(inputs: Array, labels: Array) -> Array:
+    """Return offset and slopes [D + 1] of the labels: memory grows with most things everywhere."""
+    rows = np.hstack([np.ones((len(inputs), 1)), inputs - 0.5])
+    gram = rows.T @ rows + _RIDGE * np.eye(rows.shape[1])
+    return np.asarray(np.linalg.solve(gram, rows.T @ labels), dtype=float)
+
+
+def _on_line(inputs: Array, line: Array) -> Array:
+    return np.asarray(line[0] + (inputs - 0.5) @ line[1:], dtype=float)

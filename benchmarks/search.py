@@ -1,0 +1,275 @@
+"""Searchers x schedulers on tables of learning curves in simulated time: regret against compute.
+
+    python benchmarks/search.py --table learning_curve_tables.npz [--grid lr_batch_grid.csv]
+
+A table file holds `hp[tasks, rows, parameters]`, `hp_names`, `valid[tasks, rows, points]`, `test` (as
+`valid`) and `tasks`. Regret is the best validation loss seen so far less the best of the table.
+Every method drives the same core and sees the same clock: 8 workers, 60 s per curve point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import search_cases as cases
+
+from planner.study import SchedulerConfig, SearchConfig, Study
+from planner.trial import TrialState
+from planner.tuning.asking import OptunaSearcher
+from planner.tuning.cost_aware import CostAwareSearcher
+from planner.tuning.schedulers import NoScheduler, Scheduler, make_scheduler
+from planner.tuning.searchers import Outcome, Proposals, Searcher
+from planner.tuning.simulated import simulate
+from planner.tuning.tables import CurveTable
+
+SHARES = np.linspace(0.025, 1.0, 40)
+SHOWN = (0.25, 0.5, 0.7, 1.0)
+NEVER = 1.5
+"""Share of the compute entered for a run that never got there."""
+PEERS = {"syne_tune": "Syne Tune", "carbs": "CARBS", "smac": "SMAC3"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """A searcher and a scheduler."""
+
+    name: str
+    searcher: Callable[[Study, CurveTable], Searcher]
+    scheduler: Callable[[CurveTable], Scheduler]
+    rows: bool
+    """Whether it chooses among the rows; otherwise in the box around them, nearest row taken."""
+
+
+def scheduler(name: str) -> Callable[[CurveTable], Scheduler]:
+    """Return what makes one of our schedulers for a table."""
+
+    def make(table: CurveTable) -> Scheduler:
+        grace = 1.0 / table.num_points
+        if name == "octaves":
+            grace = min(1.0, 2.0 / table.num_points)
+        return make_scheduler(SchedulerConfig(name=name, grace_fraction=grace))
+
+    return make
+
+
+def methods() -> list[Method]:
+    """Return everything that is compared."""
+    random = lambda study, table: Proposals(study)  # noqa: E731
+    optuna = lambda study, table: OptunaSearcher(study)  # noqa: E731
+    stock = lambda study, table: cases.StockTpe(study)  # noqa: E731
+    aware = lambda study, table: CostAwareSearcher(study, price=table.price)  # noqa: E731
+    none = lambda table: NoScheduler()  # noqa: E731
+    ray = lambda table: cases.StockAsha(table.num_points)  # noqa: E731
+    rows = [
+        ("random", random, none, True),
+        ("random + asha", random, scheduler("asha"), True),
+        ("random + octaves", random, scheduler("octaves"), True),
+        ("random + hyperband", random, scheduler("hyperband"), True),
+        ("random + median", random, scheduler("median"), True),
+        ("random + stock Ray ASHA", random, ray, True),
+        ("stock Optuna TPE", stock, none, False),
+        ("stock Optuna TPE + asha", stock, scheduler("asha"), False),
+        ("bayesian", optuna, none, False),
+        ("bayesian + octaves", optuna, scheduler("octaves"), False),
+        ("cost_aware", aware, none, True),
+        ("cost_aware + asha", aware, scheduler("asha"), True),
+        ("cost_aware + octaves", aware, scheduler("octaves"), True),
+    ]
+    return [Method(name=n, searcher=s, scheduler=c, rows=r) for n, s, c, r in rows]
+
+
+def trace(table: CurveTable, method: Method, seed: int, hours: float, workers: int) -> Any:
+    """Return the best validation loss so far [40] at shares of the compute, and its row's index."""
+    search = SearchConfig(algorithm="random", num_trials=1_000_000, seed=seed)
+    seconds = hours * 3600.0
+    # Trials are started to the end: the budget lies beyond what is looked at.
+    longest = table.num_points * table.seconds_per_point
+    study = table.study(
+        search, seconds=seconds + 2 * longest, num_workers=workers, rows=method.rows
+    )
+    sweep = simulate(
+        study,
+        table,
+        searcher=method.searcher(study, table),
+        scheduler=method.scheduler(table),
+        until_seconds=seconds,
+    )
+    times = np.array([line["t"] for line in sweep.reports])
+    losses = np.array([line["metrics"]["val_loss"] for line in sweep.reports], dtype=float)
+    best = np.minimum.accumulate(np.where(np.isfinite(losses), losses, np.inf))
+    index = np.searchsorted(times, SHARES * seconds + 1e-6, side="right") - 1
+    return np.where(index >= 0, best[np.maximum(index, 0)], np.inf)
+
+
+def compare(tables: Sequence[CurveTable], chosen: Sequence[Method], arguments: Any) -> None:
+    """Print the regrets, and how soon each method has what the better baseline has at the end."""
+    regrets: dict[str, np.ndarray] = {}
+    print(f"mean regret over {arguments.seeds} seeds at shares of "
+          f"{arguments.hours:g} h x {arguments.workers} workers")  # fmt: skip
+    print("table method                   " + "".join(f"{share:9.0%}" for share in SHOWN), " CPU s")
+    for method in chosen:
+        per_table = []
+        for number, table in enumerate(tables):
+            start = time.process_time()
+            best = np.nanmin(np.where(np.isfinite(table.losses), table.losses, np.nan))
+            runs = [
+                trace(table, method, seed, arguments.hours, arguments.workers) - best
+                for seed in range(arguments.seeds)
+            ]
+            per_table.append(np.array(runs))
+            columns = [int(np.argmin(abs(SHARES - share))) for share in SHOWN]
+            shown = per_table[-1][:, columns].mean(0)
+            seconds = (time.process_time() - start) / arguments.seeds
+            print(f"{number:5d} {method.name:24s}" + "".join(f"{r:9.4f}" for r in shown)
+                  + f"{seconds:7.2f}", flush=True)  # fmt: skip
+        regrets[method.name] = np.array(per_table)
+    summarise(regrets)
+
+
+def summarise(regrets: dict[str, np.ndarray]) -> None:
+    """Print each method against the better of random + asha and stock TPE, table by table."""
+    bases = [name for name in ("random + asha", "stock Optuna TPE") if name in regrets]
+    if not bases:
+        return
+    ends = np.stack([regrets[name][:, :, -1].mean(1) for name in bases])
+    target = ends.min(0)
+    noise = np.stack([regrets[name][:, :, -1].std(1) for name in bases]).min(0)
+    print(f"\nagainst the better of {' and '.join(bases)} at the end, per table")
+    print("method                    share of its compute: median  mean | worst excess regret "
+          "(in seed standard deviations)")  # fmt: skip
+    for name, runs in regrets.items():
+        there = runs <= target[:, None, None] + 1e-9
+        share = np.where(there.any(2), SHARES[there.argmax(2)], NEVER)
+        excess = runs[:, :, -1].mean(1) - target
+        worst = int(np.argmax(excess))
+        print(f"{name:28s} {np.median(share):22.3f} {share.mean():6.3f} | {excess[worst]:+.4f} "
+              f"({excess[worst] / max(noise[worst], 1e-9):+.2f})")  # fmt: skip
+
+
+def grid(path: Path, seeds: int) -> None:
+    """Print the mean regret in percent on the cells of a learning-rate and batch grid."""
+    results: dict[str, list[np.ndarray]] = {
+        "cost_aware": [],
+        "cost_aware, no law": [],
+        "stock Optuna TPE": [],
+    }
+    for num_params, tokens, cell in cases.grid_cells(path):
+        price, best = cases.grid_price(cell, num_params, tokens), min(cell.values())
+        for seed in range(seeds):
+            study = cases.grid_study(cell, seed)
+            for name, searcher in (
+                ("cost_aware", CostAwareSearcher(study, price=price)),
+                ("cost_aware, no law", CostAwareSearcher(study, price=price, use_law=False)),
+                ("stock Optuna TPE", cases.StockTpe(study)),
+            ):
+                losses = cases.ask_tell(searcher, cases.looked_up(cell), 30)
+                found = np.minimum.accumulate(np.array(losses, dtype=float))
+                found = np.pad(found, (0, 30 - len(found)), mode="edge")
+                results[name].append((found / best - 1) * 100)
+    print("\nlearning rate x batch: mean regret in percent after 1, 10, 20, 30 trials")
+    for name, runs in results.items():
+        mean = np.mean(runs, axis=0)
+        print(f"{name:24s}" + "".join(f"{mean[n - 1]:9.3f}" for n in (1, 10, 20, 30)))
+
+
+def layouts(seeds: int) -> None:
+    """Print how many trials a space wastes of which 57 % run out of memory."""
+    limit = cases.layout_limit()
+    best = min(
+        cases.layout_slowness(p) for p in cases.layout_points() if cases.layout_memory(p) <= limit
+    )
+
+    def evaluate(point: Any) -> float | None:
+        return None if cases.layout_memory(point) > limit else cases.layout_slowness(point)
+
+    print("\nlayouts: share of trials 21-60 out of memory, regret in percent after 60")
+    for name, make in (
+        ("cost_aware", lambda s: CostAwareSearcher(s, price=cases.free_price)),
+        ("stock Optuna TPE", cases.StockTpe),
+    ):
+        wasted, regret = [], []
+        for seed in range(seeds):
+            losses = cases.ask_tell(make(cases.layout_study(seed)), evaluate, 60)
+            wasted.append(np.mean([loss is None for loss in losses[20:]]))
+            regret.append(min(loss for loss in losses if loss is not None) / best - 1)
+        print(
+            f"{name:24s} {np.mean(wasted):7.1%} (worst seed {max(wasted):.1%}) {np.mean(regret):9.2%}"
+        )
+
+
+def speed(table: CurveTable) -> None:
+    """Print seconds per suggestion at 1,000 finished trials, and results per second with ASHA."""
+    print("\nmilliseconds per suggestion with 1,000 finished trials (CPU time)")
+    study = table.study(SearchConfig(algorithm="random", num_trials=1, seed=0), seconds=1.0,
+                        num_workers=1, rows=False)  # fmt: skip
+    losses = np.where(np.isfinite(table.losses[:, -1]), table.losses[:, -1], 1e3)
+    for name, searcher in (
+        ("cost_aware", CostAwareSearcher(study, price=table.price)),
+        ("stock Optuna TPE", cases.StockTpe(study)),
+    ):
+        spent = 0.0
+        for number in range(1040):
+            start = time.process_time()
+            point = searcher.propose(f"t{number}")
+            loss = float(losses[table.row_of(point)])
+            outcome = Outcome(state=TrialState.COMPLETED, loss=loss, fidelity=1.0)
+            searcher.end(f"t{number}", outcome)
+            spent += time.process_time() - start if number >= 1000 else 0.0
+        print(f"{name:24s} {spent / 40 * 1e3:9.2f}")
+    for name in ("none", "asha", "octaves"):
+        study = table.study(SearchConfig(algorithm="random", num_trials=10**6, seed=0),
+                            seconds=1e9, num_workers=8, rows=True)  # fmt: skip
+        start = time.process_time()
+        sweep = simulate(study, table, scheduler=scheduler(name)(table), until_seconds=40 * 3600.0)
+        rate = len(sweep.reports) / (time.process_time() - start)
+        print(f"simulator, random + {name:8s} {rate:9.0f} results/s ({len(sweep.trials)} trials)")
+
+
+def load(path: Path, seconds_per_point: float) -> list[CurveTable]:
+    """Return the tables of a file."""
+    data = np.load(path)
+    names = [str(name) for name in data["hp_names"]]
+    return [
+        CurveTable(names, values, losses, seconds_per_point)
+        for values, losses in zip(data["hp"], data["valid"], strict=True)
+    ]
+
+
+def main() -> None:
+    """Run what the options ask for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--table", type=Path, help="file with tables of learning curves")
+    parser.add_argument("--grid", type=Path, help="file with losses of learning rates x batches")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--hours", type=float, default=4.0)
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--seconds-per-point", type=float, default=60.0)
+    parser.add_argument("--methods", nargs="*", help="names of methods; by default all")
+    arguments = parser.parse_args()
+    for module, name in PEERS.items():
+        if importlib.util.find_spec(module) is None:
+            print(f"{name}: not installed")
+    print("HyperBandForBOHB: not run; it pauses trials, and the core's trials are stopped for good")
+    layouts(arguments.seeds)
+    if arguments.grid:
+        grid(arguments.grid, arguments.seeds)
+    if arguments.table is None:
+        print("\n--table FILE is missing: no learning curves")
+        return
+    tables = load(arguments.table, arguments.seconds_per_point)
+    wanted = arguments.methods
+    compare(tables, [m for m in methods() if not wanted or m.name in wanted], arguments)
+    speed(tables[0])
+
+
+if __name__ == "__main__":
+    main()
