@@ -14,19 +14,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from planner.budget import Budget, Spend, format_amount
-from planner.config import parse_config
+from planner.budget import Budget, format_amount
 from planner.costs import Cluster
 from planner.errors import TrialError
 from planner.planning import Candidate, candidate, charge
 from planner.search_space import Point, merge
 from planner.study import Study
 from planner.trial import TrialConfig, TrialResult, TrialState
-from planner.tuning.accounts import Accounts
 from planner.tuning.ledger import Line
-from planner.tuning.records import Attempt, Decision, TrialRecord
+from planner.tuning.records import Decision, TrialRecord
 from planner.tuning.schedulers import Scheduler, make_scheduler
-from planner.tuning.searchers import MAX_REJECTIONS_PER_TRIAL, Outcome, Searcher, make_searcher
+from planner.tuning.searchers import MAX_REJECTIONS_PER_TRIAL, Searcher, make_searcher
+from planner.tuning.state import SweepState
 
 __all__ = ["Launch", "Sweep"]
 
@@ -55,7 +54,7 @@ class Launch:
     report_at_flops: tuple[float, ...]
 
 
-class Sweep:
+class Sweep(SweepState):
     """One run of a study.
 
     Args:
@@ -79,25 +78,15 @@ class Sweep:
         scheduler: Scheduler | None = None,
         price: Price | None = None,
     ) -> None:
-        self.study, self.cluster = study, cluster
-        self.accounts = Accounts(study.budget)
-        self.num_devices = num_devices or cluster.num_devices
-        self.trials: dict[str, TrialRecord] = {}
-        self.reports: list[Line] = []
-        """Every report, with what the study had spent by then."""
-        self.now = 0.0
-        self.num_sessions = 0
-        self.is_stopping = False
-        """Nothing is started any more."""
-        self.give_up: str | None = None
-        """The failure for which the study gave up, if it did."""
+        super().__init__(
+            study,
+            cluster,
+            num_devices or cluster.num_devices,
+            searcher or make_searcher(study),
+            scheduler or make_scheduler(study.search.scheduler, study.search.seed),
+        )
         self._write = write
         self._price = price or (lambda trial, point: candidate(study, cluster, trial, point))
-        self._searcher = searcher or make_searcher(study)
-        self._scheduler = scheduler or make_scheduler(study.search.scheduler, study.search.seed)
-        self._waiting: list[str] = []
-        self._running: dict[str, TrialRecord] = {}
-        self._num_rejected = 0
         self._exhausted = False
 
     # What an executor asks and tells.
@@ -198,37 +187,11 @@ class Sweep:
         """Write down something worth knowing later."""
         self._record({"kind": "note", "text": text}, now)
 
-    # What can be read at any time.
-
-    @property
-    def running(self) -> list[TrialRecord]:
-        """Trials under way."""
-        return list(self._running.values())
-
-    @property
-    def waiting(self) -> list[TrialRecord]:
-        """Trials that were chosen and have not been started, in order."""
-        return [self.trials[trial] for trial in self._waiting]
-
     def is_over(self, now: float) -> bool:
         """Return whether nothing runs and nothing will be started."""
         if self._running:
             return False
         return self.is_stopping or self._choose(now) is None
-
-    def spend(self, now: float | None = None) -> Spend:
-        """Return what has been burnt up to a time of the study's clock."""
-        return self.accounts.spend(self._running.values(), self.now if now is None else now)
-
-    def loss(self, record: TrialRecord) -> float | None:
-        """Return the objective of a trial so far, turned so that small is good."""
-        objective = self.study.objective
-        value = record.last.get(objective.metric)
-        if value is None:
-            value = getattr(record.result(self.now), objective.metric)
-        if value is None:
-            return None
-        return float(value) if objective.mode == "min" else -float(value)
 
     # Decisions.
 
@@ -333,115 +296,6 @@ class Sweep:
                 hint="Resume with the version of planner and optuna that started the run.",
             )
 
-    def apply(self, line: Line) -> None:
-        """Change the state as one line of the ledger says."""
-        self.now = max(self.now, float(line.get("t", 0.0)))
-        handler = getattr(self, f"_on_{line['kind']}", None)
-        if handler is not None:
-            handler(line)
-
-    def _on_session(self, line: Line) -> None:
-        self.num_sessions += 1
-        self.is_stopping = False
-        self.give_up = None
-        if line.get("added"):
-            self.accounts.budget = self.accounts.budget.plus(Budget(**line["added"]))
-        is_spent = self.accounts.budget.exceeded_by(self.spend()) is not None
-        back = [r for r in self.trials.values() if r.is_running or (r.by_budget and not is_spent)]
-        for record in back:
-            self._leave_running(record)
-            record.state, record.reason, record.by_budget = TrialState.PLANNED, None, False
-        names = [record.trial for record in back]
-        self._waiting = names + [trial for trial in self._waiting if trial not in names]
-
-    def _on_proposed(self, line: Line) -> None:
-        record = _record_of(line)
-        self.trials[record.trial] = record
-        if record.state is TrialState.INFEASIBLE:
-            self._num_rejected += 1
-            self._searcher.end(record.trial, _outcome(record, None))
-        else:
-            asked = self._scheduler.rungs(record.planned_flops)
-            record.rungs = tuple(rung for rung in asked if rung <= record.comparable_flops)
-            self._waiting.append(record.trial)
-
-    def _on_started(self, line: Line) -> None:
-        record = self.trials[line["trial"]]
-        record.state = TrialState.RUNNING
-        self._running[record.trial] = record
-        record.attempts.append(
-            Attempt(start_seconds=self.now, start_flops=record.flops, flops=record.flops)
-        )
-        position = self._waiting.index(record.trial)
-        for trial in self._waiting[:position]:
-            self.trials[trial].passed_over += 1
-        self._waiting.pop(position)
-
-    def _on_up(self, line: Line) -> None:
-        record = self.trials[line["trial"]]
-        attempt = record.attempts[-1]
-        self.accounts.found_checkpoint(record, float(line["flops"]))
-        attempt.start_seconds = self.now
-        attempt.start_flops = attempt.flops = float(line["flops"])
-
-    def _on_report(self, line: Line) -> None:
-        record = self.trials[line["trial"]]
-        metrics = line["metrics"]
-        flops = float(metrics.get("train_flops") or 0.0)
-        is_news = flops > record.flops
-        attempt = record.attempts[-1]
-        attempt.flops = max(attempt.flops, flops)
-        attempt.report_seconds = self.now
-        self.reports.append(line | {"spent_device_hours": self.spend().device_hours})
-        record.observe(metrics)
-        loss = self.loss(record)
-        if not is_news or loss is None:
-            return
-        self._searcher.report(record.trial, record.fidelity, loss)
-        if record.fidelity < 1.0 and flops <= record.comparable_flops:
-            record.verdict = self._scheduler.report(
-                record.trial, record.point, record.planned_flops, flops, loss
-            )
-
-    def _on_ended(self, line: Line) -> None:
-        record = self.trials[line["trial"]]
-        record.observe(line.get("metrics") or {})
-        record.state = TrialState(line["state"])
-        record.reason = line["reason"]
-        record.by_budget = bool(line.get("by_budget"))
-        record.verdict = Decision.CONTINUE
-        if record.trial in self._waiting:
-            self._waiting.remove(record.trial)
-        if record.attempts and line.get("metrics"):
-            attempt = record.attempts[-1]
-            attempt.flops = max(attempt.flops, record.flops)
-            attempt.report_seconds = self.now
-        self._leave_running(record)
-        self.accounts.learn(record)
-        if record.state is not TrialState.FAILED and not record.by_budget:
-            self._searcher.end(record.trial, _outcome(record, self.loss(record)))
-
-    def _on_lost(self, line: Line) -> None:
-        record = self.trials[line["trial"]]
-        self._leave_running(record)
-        record.state = TrialState.PLANNED
-        record.num_failures += 1
-        self._waiting.insert(0, record.trial)
-
-    def _on_budget_spent(self, line: Line) -> None:
-        self.is_stopping = True
-
-    def _on_interrupted(self, line: Line) -> None:
-        self.is_stopping = True
-
-    def _on_gave_up(self, line: Line) -> None:
-        self.is_stopping = True
-        self.give_up = line["reason"]
-
-    def _leave_running(self, record: TrialRecord) -> None:
-        self._running.pop(record.trial, None)
-        self.accounts.close_attempt(record, self.now)
-
 
 _KNOWN_ELSEWHERE: Final = frozenset({"trial", "config", "state", "reason", "num_workers",
                                      "elapsed_seconds", "device_hours", "usd", "kwh",
@@ -454,16 +308,6 @@ def _not_finite(metrics: Mapping[str, Any]) -> str | None:
         if isinstance(value, float) and not math.isfinite(value):
             return name
     return None
-
-
-def _outcome(record: TrialRecord, loss: float | None) -> Outcome:
-    expected = record.expected_seconds() if record.attempts and record.flops else 0.0
-    return Outcome(
-        state=record.state,
-        loss=loss,
-        fidelity=record.fidelity,
-        cost_ratio=record.elapsed_seconds(0.0) / expected if expected else None,
-    )
 
 
 def _proposed_line(study: Study, found: Candidate, num_devices: int) -> Line:
@@ -486,25 +330,3 @@ def _proposed_line(study: Study, found: Candidate, num_devices: int) -> Line:
         "usd_per_device_hour": None if cost.usd is None else cost.usd / cost.device_hours,
         "kwh_per_device_hour": None if cost.kwh is None else cost.kwh / cost.device_hours,
     }
-
-
-def _record_of(line: Line) -> TrialRecord:
-    """Return the trial that a `proposed` line describes."""
-    data = line.get("config")
-    config = parse_config(data, TrialConfig, line["trial"]) if data and not line["reason"] else None
-    usd, kwh = line.get("usd_per_device_hour"), line.get("kwh_per_device_hour")
-    return TrialRecord(
-        trial=line["trial"],
-        point=line["point"],
-        config=config,
-        data=data or line.get("data") or {},
-        planned=Spend(**line["planned"]) if line.get("planned") else None,
-        num_params={k: line.get(k) for k in ("num_params", "num_params_non_embedding")},
-        usd_per_device_hour=usd or 0.0,
-        kwh_per_device_hour=kwh or 0.0,
-        has_price=usd is not None,
-        has_power=kwh is not None,
-        startup_seconds=line.get("startup_seconds") or 0.0,
-        state=TrialState.INFEASIBLE if line["reason"] else TrialState.PLANNED,
-        reason=line["reason"],
-    )

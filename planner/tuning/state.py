@@ -1,0 +1,221 @@
+"""The state of a sweep: what the lines of a ledger, applied in order, say.
+
+Nothing is decided here. The searcher and the scheduler hear of every line in its turn, which is what
+rebuilds them when a ledger is replayed.
+"""
+
+from __future__ import annotations
+
+from planner.budget import Budget, Spend
+from planner.config import parse_config
+from planner.costs import Cluster
+from planner.study import Study
+from planner.trial import TrialConfig, TrialState
+from planner.tuning.accounts import Accounts
+from planner.tuning.ledger import Line
+from planner.tuning.records import Attempt, Decision, TrialRecord
+from planner.tuning.schedulers import Scheduler
+from planner.tuning.searchers import Outcome, Searcher
+
+__all__ = ["SweepState"]
+
+
+class SweepState:
+    """What is known of a run.
+
+    Args:
+        study: What is run.
+        cluster: What it runs on.
+        num_devices: Devices to fill.
+        searcher: Hears how trials do.
+        scheduler: Hears how trials do; its answers are kept until they are carried out.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        cluster: Cluster,
+        num_devices: int,
+        searcher: Searcher,
+        scheduler: Scheduler,
+    ) -> None:
+        self.study, self.cluster, self.num_devices = study, cluster, num_devices
+        self.accounts = Accounts(study.budget)
+        self.trials: dict[str, TrialRecord] = {}
+        self.reports: list[Line] = []
+        """Every report, with what the study had spent by then."""
+        self.now = 0.0
+        self.num_sessions = 0
+        self.is_stopping = False
+        """Nothing is started any more."""
+        self.give_up: str | None = None
+        """The failure for which the study gave up, if it did."""
+        self._searcher, self._scheduler = searcher, scheduler
+        self._waiting: list[str] = []
+        self._running: dict[str, TrialRecord] = {}
+        self._num_rejected = 0
+
+    @property
+    def running(self) -> list[TrialRecord]:
+        """Trials under way."""
+        return list(self._running.values())
+
+    @property
+    def waiting(self) -> list[TrialRecord]:
+        """Trials that were chosen and have not been started, in order."""
+        return [self.trials[trial] for trial in self._waiting]
+
+    def spend(self, now: float | None = None) -> Spend:
+        """Return what has been burnt up to a time of the study's clock."""
+        return self.accounts.spend(self._running.values(), self.now if now is None else now)
+
+    def loss(self, record: TrialRecord) -> float | None:
+        """Return the objective of a trial so far, turned so that small is good."""
+        objective = self.study.objective
+        value = record.last.get(objective.metric)
+        if value is None:
+            value = getattr(record.result(self.now), objective.metric)
+        if value is None:
+            return None
+        return float(value) if objective.mode == "min" else -float(value)
+
+    def apply(self, line: Line) -> None:
+        """Change the state as one line of the ledger says."""
+        self.now = max(self.now, float(line.get("t", 0.0)))
+        handler = getattr(self, f"_on_{line['kind']}", None)
+        if handler is not None:
+            handler(line)
+
+    def _on_session(self, line: Line) -> None:
+        self.num_sessions += 1
+        self.is_stopping = False
+        self.give_up = None
+        if line.get("added"):
+            self.accounts.budget = self.accounts.budget.plus(Budget(**line["added"]))
+        is_spent = self.accounts.budget.exceeded_by(self.spend()) is not None
+        back = [r for r in self.trials.values() if r.is_running or (r.by_budget and not is_spent)]
+        for record in back:
+            self._leave_running(record)
+            record.state, record.reason, record.by_budget = TrialState.PLANNED, None, False
+        names = [record.trial for record in back]
+        self._waiting = names + [trial for trial in self._waiting if trial not in names]
+
+    def _on_proposed(self, line: Line) -> None:
+        record = _record_of(line)
+        self.trials[record.trial] = record
+        if record.state is TrialState.INFEASIBLE:
+            self._num_rejected += 1
+            self._searcher.end(record.trial, _outcome(record, None))
+        else:
+            asked = self._scheduler.rungs(record.planned_flops)
+            record.rungs = tuple(rung for rung in asked if rung <= record.comparable_flops)
+            self._waiting.append(record.trial)
+
+    def _on_started(self, line: Line) -> None:
+        record = self.trials[line["trial"]]
+        record.state = TrialState.RUNNING
+        self._running[record.trial] = record
+        record.attempts.append(
+            Attempt(start_seconds=self.now, start_flops=record.flops, flops=record.flops)
+        )
+        position = self._waiting.index(record.trial)
+        for trial in self._waiting[:position]:
+            self.trials[trial].passed_over += 1
+        self._waiting.pop(position)
+
+    def _on_up(self, line: Line) -> None:
+        record = self.trials[line["trial"]]
+        attempt = record.attempts[-1]
+        self.accounts.found_checkpoint(record, float(line["flops"]))
+        attempt.start_seconds = self.now
+        attempt.start_flops = attempt.flops = float(line["flops"])
+
+    def _on_report(self, line: Line) -> None:
+        record = self.trials[line["trial"]]
+        metrics = line["metrics"]
+        flops = float(metrics.get("train_flops") or 0.0)
+        is_news = flops > record.flops
+        attempt = record.attempts[-1]
+        attempt.flops = max(attempt.flops, flops)
+        attempt.report_seconds = self.now
+        self.reports.append(line | {"spent_device_hours": self.spend().device_hours})
+        record.observe(metrics)
+        loss = self.loss(record)
+        if not is_news or loss is None:
+            return
+        self._searcher.report(record.trial, record.fidelity, loss)
+        if record.fidelity < 1.0 and flops <= record.comparable_flops:
+            record.verdict = self._scheduler.report(
+                record.trial, record.point, record.planned_flops, flops, loss
+            )
+
+    def _on_ended(self, line: Line) -> None:
+        record = self.trials[line["trial"]]
+        record.observe(line.get("metrics") or {})
+        record.state = TrialState(line["state"])
+        record.reason = line["reason"]
+        record.by_budget = bool(line.get("by_budget"))
+        record.verdict = Decision.CONTINUE
+        if record.trial in self._waiting:
+            self._waiting.remove(record.trial)
+        if record.attempts and line.get("metrics"):
+            attempt = record.attempts[-1]
+            attempt.flops = max(attempt.flops, record.flops)
+            attempt.report_seconds = self.now
+        self._leave_running(record)
+        self.accounts.learn(record)
+        if record.state is not TrialState.FAILED and not record.by_budget:
+            self._searcher.end(record.trial, _outcome(record, self.loss(record)))
+
+    def _on_lost(self, line: Line) -> None:
+        record = self.trials[line["trial"]]
+        self._leave_running(record)
+        record.state = TrialState.PLANNED
+        record.num_failures += 1
+        self._waiting.insert(0, record.trial)
+
+    def _on_budget_spent(self, line: Line) -> None:
+        self.is_stopping = True
+
+    def _on_interrupted(self, line: Line) -> None:
+        self.is_stopping = True
+
+    def _on_gave_up(self, line: Line) -> None:
+        self.is_stopping = True
+        self.give_up = line["reason"]
+
+    def _leave_running(self, record: TrialRecord) -> None:
+        self._running.pop(record.trial, None)
+        self.accounts.close_attempt(record, self.now)
+
+
+def _outcome(record: TrialRecord, loss: float | None) -> Outcome:
+    expected = record.expected_seconds() if record.attempts and record.flops else 0.0
+    return Outcome(
+        state=record.state,
+        loss=loss,
+        fidelity=record.fidelity,
+        cost_ratio=record.elapsed_seconds(0.0) / expected if expected else None,
+    )
+
+
+def _record_of(line: Line) -> TrialRecord:
+    """Return the trial that a `proposed` line describes."""
+    data = line.get("config")
+    config = parse_config(data, TrialConfig, line["trial"]) if data and not line["reason"] else None
+    usd, kwh = line.get("usd_per_device_hour"), line.get("kwh_per_device_hour")
+    return TrialRecord(
+        trial=line["trial"],
+        point=line["point"],
+        config=config,
+        data=data or line.get("data") or {},
+        planned=Spend(**line["planned"]) if line.get("planned") else None,
+        num_params={k: line.get(k) for k in ("num_params", "num_params_non_embedding")},
+        usd_per_device_hour=usd or 0.0,
+        kwh_per_device_hour=kwh or 0.0,
+        has_price=usd is not None,
+        has_power=kwh is not None,
+        startup_seconds=line.get("startup_seconds") or 0.0,
+        state=TrialState.INFEASIBLE if line["reason"] else TrialState.PLANNED,
+        reason=line["reason"],
+    )
