@@ -82,6 +82,7 @@ def loss_against_compute(contents: Contents) -> Drawing | None:
         if edge is not None:
             _draw_frontier(axes, edge, max(trial.train_flops or 0.0 for trial in trials))
         _draw_choice(axes, contents)
+        _limit_to_what_matters(axes, contents, trials, edge)
         _draw_entropy(axes, contents)
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9.5,
@@ -144,6 +145,20 @@ def _draw_choice(axes: Axes, contents: Contents) -> None:
         marker="*", markersize=14, color=VERMILLION, markeredgecolor=INK, markeredgewidth=0.6,
         capsize=4, linewidth=1.6, linestyle="none", label="recommended", zorder=4,
     )  # fmt: skip
+
+
+def _limit_to_what_matters(
+    axes: Axes, contents: Contents, trials: Sequence[TrialResult], edge: Frontier | None
+) -> None:
+    """Keep the trials readable beside an interval that may be many times as wide as they spread."""
+    values = _xy(trials)[1] + ([] if edge is None else edge.loss.tolist())
+    answer = contents.recommendation
+    spread = max(max(values) - min(values), 0.05 * max(values))
+    low, high = min(values) - 0.1 * spread, max(values) + 0.1 * spread
+    if answer is not None:
+        low = min(low, max(answer.choice.loss_lower, low - 0.6 * spread) - 0.03 * spread)
+        high = max(high, min(answer.choice.loss_upper, high + 0.3 * spread) + 0.03 * spread)
+    axes.set_ylim(low, high)
 
 
 def _draw_entropy(axes: Axes, contents: Contents) -> None:
