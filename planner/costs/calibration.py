@@ -61,7 +61,7 @@ _PRIORS: Final = {
 _NOISE: Final = 0.2
 """Log standard deviation of what the closed form leaves, while its constants are fitted; wide, so that
 a few trials do not drag a constant to explain what the residual process should."""
-_MEMORY_LOG_SIGMA: Final = 0.10
+_MEMORY_LOG_SIGMA: Final = 0.15
 """Log standard deviation of measured over predicted peak memory without calibration."""
 _MEMORY_NOISE: Final = 0.06
 """Log standard deviation of what the closed form of memory leaves while its constants are fitted."""
@@ -145,7 +145,7 @@ def fit_residual(points: Array, residuals: Array, *, robust: bool = False) -> Re
     best, best_score = None, -np.inf
     correlation = _kernel(points, points)
     for amplitude in _AMPLITUDES[:2] if robust else _AMPLITUDES:
-        for noise in (0.02, 0.04, 0.08, 0.16):
+        for noise in (0.06, 0.1, 0.2) if robust else (0.02, 0.04, 0.08, 0.16):
             matrix = amplitude**2 * correlation + np.diag((noise * doubt) ** 2)
             factor = cho_factor(matrix, lower=True)
             weights = cho_solve(factor, residuals)

@@ -48,7 +48,7 @@ class Efficiency:
     """Elementwise kernels, as a share of the memory bandwidth."""
     network: float = 0.6
     """Collectives, as a share of the link."""
-    launch_seconds: float = 650e-6
+    launch_seconds: float = 750e-6
     """CPU time to launch one forward pass of one layer, with an eager framework."""
     step_seconds: float = 0.0
     """Fixed time of a step."""
@@ -183,7 +183,7 @@ def _soft_maximum(a: Array, b: Array, power: float) -> Array:
 
 def _launch_seconds(w: Workload, e: Efficiency) -> Array:
     """CPU seconds to launch one forward-sized pass of a block."""
-    tensor = np.where(np.asarray(w.tensor) > 1, 1.4, 1.0)
+    tensor = 1.0 + 0.1 * np.log2(w.tensor)
     sharded = np.where(np.asarray(w.zero_stage) >= 3, 1.3, 1.0)
     compiled = np.where(np.asarray(w.compiled) > 0, 0.5, 1.0)
     experts = np.where(np.asarray(w.num_experts) > 0, 2.0, 1.0)
