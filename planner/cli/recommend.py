@@ -72,6 +72,8 @@ def command(
         echo_json(json.loads(answer.to_json()))
         return
     _show(answer)
+    _best_so_far(results)
+    _warn(answer)
     for path in (*paths, *([output] if output else [])):
         echo_note(f"wrote {path}")
 
@@ -120,7 +122,21 @@ def _show(answer: Recommendation) -> None:
     )
     for runner in answer.runners_up:
         click.echo(f"{runner.title}: gives up {runner.gives_up}; gains {runner.gains}")
-    _warn(answer)
+
+
+def _best_so_far(results: Results) -> None:
+    """Print the best trial's loss beside that of knowing only how often each token occurs."""
+    losses = [
+        (trial.val_loss, trial.trial)
+        for trial in results.trials
+        if trial.val_loss is not None and trial.state.value == "completed"
+    ]
+    if not losses:
+        return
+    loss, name = min(losses)
+    known = [t.metrics["unigram_entropy"] for t in results.trials if "unigram_entropy" in t.metrics]
+    entropy = f"; the unigram entropy of its corpus is {max(known):.3f}" if known else ""
+    click.echo(f"best trial so far: {name} with {loss:.3f} nats per token{entropy}.")
 
 
 def _warn(answer: Recommendation) -> None:

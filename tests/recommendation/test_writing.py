@@ -54,6 +54,8 @@ def test_the_verb_prints_the_sentence_and_warns_on_stderr(
     output = capsys.readouterr()
     assert output.out.startswith("Train a model of ")
     assert "recommended" in output.out
+    assert "best trial so far" in output.out
+    assert "unigram entropy of its corpus is 3.210" in output.out
     assert "warning: extrapolates" in output.err
     assert fitted.recommendation.is_file()
 
