@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from planner.engine.data.windows import Windows
+from planner.engine.data.windows import Batch, Windows
 from planner.engine.losses import make_token_loss
 from planner.engine.optimizers import build_optimizer
 from planner.engine.parallel.build import build_local_model
@@ -39,6 +39,7 @@ class Stepper:
         self.loss_scale = LossScale() if config.precision.compute == "fp16" else None
         self.local = build_local_model(config, self.groups, workers.device, compute)
         self.named = self.local.named_parameters()
+        self._own_steps = 0
         self._arrange_updates()
         self._arrange_passes()
 
@@ -106,9 +107,8 @@ class Stepper:
         size = self.config.micro_batch_sequences
         if self._pipeline is not None:
             self._seed_dropout(first_sample)
-            tokens_BT, targets_BT = self.task.training_batch(first_sample, number * size)
-            device = self.workers.device
-            total = self._pipeline.forward_backward(tokens_BT.to(device), targets_BT.to(device))
+            batch = self._on_device(self.task.training_batch(first_sample, number * size))
+            total = self._pipeline.forward_backward(*batch)
             return total / self._scale
         total = torch.zeros((), device=self.workers.device)
         for micro in range(number):
@@ -126,10 +126,17 @@ class Stepper:
         """What the loss is multiplied with before the backward pass."""
         return 1.0 if self.loss_scale is None else self.loss_scale.value
 
-    def _micro_loss(self, first_sample: int, size: int) -> torch.Tensor:
+    def _on_device(self, batch: Batch) -> Batch:
+        """Return a batch on this worker's device; the host does not wait for the copy."""
+        if self.workers.device.type == "cpu":
+            return batch
         tokens_BT, targets_BT = (
-            part.to(self.workers.device) for part in self.task.training_batch(first_sample, size)
+            part.pin_memory().to(self.workers.device, non_blocking=True) for part in batch
         )
+        return tokens_BT, targets_BT
+
+    def _micro_loss(self, first_sample: int, size: int) -> torch.Tensor:
+        tokens_BT, targets_BT = self._on_device(self.task.training_batch(first_sample, size))
         if self.config.execution.chunked_loss:
             return self.local.whole(tokens_BT, targets_BT)
         return self.task.mean_loss(self.local.whole(tokens_BT), targets_BT)
@@ -149,6 +156,9 @@ class Stepper:
         self._synchronise()
         if self._scale_and_clip(number * self._scale):
             self.optimizer.step()
+        self._own_steps += 1
+        if self._own_steps >= self.config.layout.local_steps:
+            self.average_parameters()
         for _, parameter in self.named:
             parameter.grad = None
         if self._partition is not None:
@@ -178,7 +188,8 @@ class Stepper:
         """Sum and average gradients over the workers that hold the same parameters."""
         if self._partial:
             sum_gradients(self._partial, self.groups.group("tensor"))
-        if self.groups.num_data > 1 and not self.groups.shards_parameters:
+        local = self.config.layout.local_steps > 1
+        if self.groups.num_data > 1 and not self.groups.shards_parameters and not local:
             mean: dict[str, Any] = {
                 "divide_by": self.groups.num_data,
                 "in_bf16": self.config.precision.reduce == "bf16",
@@ -188,6 +199,22 @@ class Stepper:
             # are left to sum over.
             sum_gradients(self._experts, self.groups.group("replicate"), **mean)
         self._tied.add_gradients()
+
+    @torch.no_grad()
+    def average_parameters(self) -> None:
+        """Give all workers the mean of their parameters where they step on their own; collective.
+
+        Local SGD (Stich, 2019, "Local SGD converges fast and communicates little").
+        """
+        self._own_steps = 0
+        if self.config.layout.local_steps == 1 or self.groups.num_data == 1:
+            return
+        flat = torch.cat([parameter.detach().reshape(-1) for parameter in self._all])
+        sum_in(self.groups.replicas, flat)
+        flat /= self.groups.num_data
+        pieces = flat.split([parameter.numel() for parameter in self._all])
+        for parameter, piece in zip(self._all, pieces, strict=True):
+            parameter.copy_(piece.view_as(parameter))
 
     def _gradient_norm(self) -> torch.Tensor:
         """Return the norm of the summed gradient over all parameters of the whole model."""
@@ -207,6 +234,7 @@ class Stepper:
     @torch.no_grad()
     def validate(self) -> float:
         """Return the validation loss in nats per token; a collective call."""
+        self.average_parameters()
         for stage in self.local.stages.values():
             stage.eval()
         sums = torch.zeros(2, dtype=torch.float64, device=self.workers.device)
@@ -214,9 +242,7 @@ class Stepper:
         for numbers in self.task.validation_numbers(
             self.groups.data_rank, self.groups.num_data, size
         ):
-            tokens_BT, targets_BT = (
-                part.to(self.workers.device) for part in self.task.validation_batch(numbers)
-            )
+            tokens_BT, targets_BT = self._on_device(self.task.validation_batch(numbers))
             logits_BTV = (
                 self._pipeline.logits(tokens_BT) if self._pipeline else self.local.whole(tokens_BT)
             )

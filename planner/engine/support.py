@@ -19,6 +19,7 @@ def check_supported(config: TrialConfig) -> None:
     """
     for rule in (
         _check_layout,
+        _check_local_steps,
         _check_pipeline,
         _check_tensor,
         _check_optimizer,
@@ -42,6 +43,21 @@ def _check_layout(config: TrialConfig) -> None:
             "cpu_offload moves sharded states: it needs shard_parallel above 1 and zero_stage 2 or "
             f"3 (got shard_parallel={layout.shard_parallel}, zero_stage={layout.zero_stage}).",
             hint="Set layout.shard_parallel=2 or switch cpu_offload off.",
+        )
+
+
+def _check_local_steps(config: TrialConfig) -> None:
+    layout = config.layout
+    if layout.local_steps > 1 and layout.num_workers != layout.data_parallel:
+        raise InfeasibleError(
+            f"local_steps={layout.local_steps} needs plain data parallelism: workers that hold parts "
+            "of a model must agree at every step.",
+            hint=f"Use layout.data_parallel={layout.num_workers} alone, or local_steps=1.",
+        )
+    if config.execution.fit_micro_batch and layout.num_workers > 1:
+        raise InfeasibleError(
+            f"fit_micro_batch restarts one worker: the layout has {layout.num_workers}.",
+            hint="Set batch.micro_batch_sequences, or execution.fit_micro_batch=false.",
         )
 
 

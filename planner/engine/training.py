@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from math import ceil, isfinite
 from pathlib import Path
@@ -28,7 +29,7 @@ from planner.engine.schedules import sequences_at
 from planner.engine.step import Stepper
 from planner.engine.support import check_supported, check_workers
 from planner.errors import TrialError
-from planner.trial import TrialConfig, TrialResult, TrialState
+from planner.trial import TrialConfig, TrialResult, TrialState, divisors
 
 __all__ = ["OnMetrics", "train"]
 
@@ -75,7 +76,39 @@ def train(
     """
     check_supported(config)
     check_workers(config, world_size)
-    with join_workers(rank, world_size, init_method) as workers:
+    result = _attempt(
+        config, trial, on_metrics, report_at_flops, checkpoint_dir, resume,
+        join_workers(rank, world_size, init_method),
+    )  # fmt: skip
+    while result.state is TrialState.OUT_OF_MEMORY and (smaller := _with_smaller_batches(config)):
+        config = smaller
+        result = _attempt(
+            config, trial, on_metrics, report_at_flops, checkpoint_dir, resume,
+            join_workers(rank, world_size, init_method),
+        )  # fmt: skip
+    return result
+
+
+def _with_smaller_batches(config: TrialConfig) -> TrialConfig | None:
+    """Return the trial with the next smaller micro-batch, where it asks for one that fits."""
+    size = config.micro_batch_sequences
+    if not config.execution.fit_micro_batch or size == 1:
+        return None
+    smaller = max(d for d in divisors(size) if d < size)
+    return config.replace(batch=config.batch.replace(micro_batch_sequences=smaller))
+
+
+def _attempt(
+    config: TrialConfig,
+    trial: str,
+    on_metrics: OnMetrics | None,
+    report_at_flops: Sequence[float],
+    checkpoint_dir: Path | None,
+    resume: bool,
+    joining: AbstractContextManager[Workers],
+) -> TrialResult:
+    """Train once."""
+    with joining as workers:
         run = _Run(config, workers, trial)
         try:
             run.prepare(checkpoint_dir, resume=resume)
@@ -345,6 +378,8 @@ class _Run:
             metrics["unigram_entropy"] = unigram_entropy(self.corpus)
         if self.config.precision.emulate != "none":
             metrics["emulated_precision"] = 1.0
+        if self.config.execution.fit_micro_batch:
+            metrics["micro_batch_sequences"] = float(self.config.micro_batch_sequences)
         return TrialResult(
             trial=self.trial,
             config=self.config.model_dump(mode="json"),

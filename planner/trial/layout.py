@@ -37,6 +37,9 @@ class ParallelLayout(Config):
         "gpipe", "1f1b", "interleaved", "interleaved-zero-bubble", "zbv-zero-bubble", "dualpipe-v"
     ] = "1f1b"
     """Order of forward and backward passes in a pipeline; the last two need virtual_pipeline=2."""
+    local_steps: PositiveCount = 1
+    """Optimizer steps that data-parallel workers take on their own between averaging their
+    parameters (local SGD); 1 averages gradients at every step, which learns what one worker does."""
     cpu_offload: bool = False
     """Whether sharded parameters, gradients and optimizer states wait in the host's memory."""
 

@@ -133,6 +133,9 @@ class ExecutionConfig(Config):
     """Whether blocks are compiled; the compile time is charged to the trial."""
     threads_per_worker: PositiveCount = 1
     """CPU threads of each worker."""
+    fit_micro_batch: bool = False
+    """Whether a trial of one worker that runs out of memory starts again with smaller micro-batches,
+    accumulating more of them, until it fits."""
     background_checkpoints: bool = False
     """Whether training goes on while a checkpoint is written; a copy of the state is held."""
 

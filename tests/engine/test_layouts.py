@@ -96,6 +96,7 @@ def pairs(settings, gang, losses):
             f"experts, {name}": settings(model=EXPERTS, layout=layout)
             for name, layout in EXPERT_LAYOUTS.items()
         },
+        "local": settings(layout={"data_parallel": 2, "local_steps": 4}),
         **{
             name: settings(optimizer=optimizer(name), layout=LAYOUTS[2]["ZeRO-3"])
             for name in OPTIMIZERS
@@ -139,6 +140,13 @@ def test_experts_learn_the_same_wherever_they_are(pairs, alone):
     expected = alone(model=EXPERTS)
     for name in EXPERT_LAYOUTS:
         assert pairs[f"experts, {name}"] == pytest.approx(expected, abs=1e-5), name
+
+
+@pytest.mark.slow
+def test_workers_that_average_now_and_then_learn_nearly_the_same(pairs, alone):
+    expected = alone()
+    assert pairs["local"] == pytest.approx(expected, abs=0.05)
+    assert pairs["local"] != pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.slow

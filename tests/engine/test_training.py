@@ -145,24 +145,48 @@ def test_running_out_of_memory_is_a_result_with_its_peak(small):
     assert result.peak_memory_bytes > 1e6
 
 
-def test_an_allocation_that_fails_in_a_step_is_a_result_too(settings, tmp_path):
-    path = tmp_path / "config.json"
-    batch = {"sequences_per_step": 8192, "micro_batch_sequences": 8192}
-    model = {"d_model": 256, "sequence_length": 256, "num_heads": 4}
-    data = {"corpus": "python-stdlib"}
-    train = {"tokens": 8192 * 256, "num_validations": 1}
-    path.write_text(json.dumps(settings(batch=batch, model=model, data=data, train=train)))
-    code = (
-        "import resource, sys, torch\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
-        "from planner.engine.__main__ import main\n"
-        f"sys.exit(main([{str(path)!r}]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    result = json.loads(done.stdout)
-    assert done.returncode == 1
+WIDE_VOCABULARY = {
+    # The logits of one pass over all 64 sequences take 1 GiB, several times over.
+    "model": {"num_layers": 1, "sequence_length": 64, "vocab_size": 65_536},
+    "batch": {"sequences_per_step": 64, "micro_batch_sequences": 64},
+    "train": {"tokens": 64 * 64, "num_validations": 1, "validation_tokens": 64},
+}
+
+
+@pytest.fixture
+def run_in_3_gib(settings, tmp_path):
+    """A function that runs a trial in a process that may hold 3 GiB, and returns its result."""
+
+    def run(**execution):
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(settings(**WIDE_VOCABULARY, execution=execution)))
+        code = (
+            "import resource, sys, torch\n"
+            "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
+            "from planner.engine.__main__ import main\n"
+            f"sys.exit(main([{str(path)!r}]))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+        )
+        return done.returncode, json.loads(done.stdout)
+
+    return run
+
+
+def test_an_allocation_that_fails_in_a_step_is_a_result_too(run_in_3_gib):
+    code, result = run_in_3_gib()
+    assert code == 1
     assert result["state"] == "out_of_memory"
     assert result["peak_memory_bytes"] > 1e8
+
+
+def test_a_micro_batch_that_fits_is_found(run_in_3_gib):
+    code, result = run_in_3_gib(fit_micro_batch=True)
+    assert code == 0
+    assert result["state"] == "completed"
+    assert 1 <= result["metrics"]["micro_batch_sequences"] < 64
+    assert result["train_tokens"] == 64 * 64
 
 
 @pytest.mark.slow
