@@ -22,9 +22,10 @@ from planner.costs import parse_cluster, resolve_cluster
 from planner.costs.calibration import Calibration, calibrate, uncalibrated
 from planner.costs.layouts import LayoutProblem, enumerate_layouts, evaluate, search_layouts
 from planner.costs.memory import GPU_MEMORY
+from planner.costs.scores import memory_constants_of, trial_of
 from planner.costs.shapes import named_shape
 from planner.costs.speed import default_efficiency
-from planner.costs.tables import TableRow, UnreadRow, memory_constants_of, read_table, trial_of
+from planner.costs.tables import TableRow, UnreadRow, read_table
 from planner.costs.workload import concatenate
 
 SEEDS = range(4)

@@ -111,7 +111,8 @@ def _calibration(path: Path | None) -> Calibration | None:
     if path is None:
         return None
     from planner.costs.calibration import calibrate
-    from planner.costs.tables import TableRow, read_table, trial_of
+    from planner.costs.scores import trial_of
+    from planner.costs.tables import TableRow, read_table
     from planner.errors import ConfigError
 
     trials = [trial_of(row) for row in read_table(path) if isinstance(row, TableRow)]
@@ -275,7 +276,8 @@ def _echo_models(as_json: bool) -> None:
 
 
 def _echo_scores(path: Path, calibrate: Path | None, as_json: bool) -> None:
-    from planner.costs.tables import UnreadRow, read_table, score_table
+    from planner.costs.scores import score_table
+    from planner.costs.tables import UnreadRow, read_table
     from planner.units import format_bytes, format_seconds
 
     rows = read_table(path)

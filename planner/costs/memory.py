@@ -131,7 +131,8 @@ def activation_bytes_per_layer(w: Workload) -> tuple[Number, Number]:
 def _kept_fraction(w: Workload) -> Array:
     """Return the share of a block's activations that recomputing some operators keeps."""
     mode = np.asarray(w.recompute)
-    return 1.0 - (1.0 - PRODUCTS_KEPT) * (mode == 1.25) - (1.0 - OPERATORS_KEPT) * (mode == 1.5)
+    kept = 1.0 - (1.0 - PRODUCTS_KEPT) * (mode == 1.25) - (1.0 - OPERATORS_KEPT) * (mode == 1.5)
+    return np.asarray(kept)
 
 
 def _activations(w: Workload) -> tuple[Array, Array]:

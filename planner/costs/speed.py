@@ -260,6 +260,28 @@ def _optimizer_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
     return (dense + routed) / cut * per_param / bandwidth
 
 
+def _pipeline_seconds(
+    w: Workload, cluster: Cluster, e: Efficiency, layer: Array, logits: Array
+) -> tuple[Array, Array]:
+    """Return a stage's mean seconds for a micro-batch, and what the pipeline adds to a step.
+
+    Bubble (p - 1) / v stages; the last stage's logits and uneven layers, m times; transfers of T h
+    between stages, v times a micro-batch.
+    """
+    device, several = cluster.device, np.asarray(w.pipeline) > 1
+    layers = w.num_layers / w.pipeline
+    last = layers * layer + logits
+    longest = np.where(several, np.maximum(np.ceil(layers) * layer, last), last)
+    mean = layers * layer + logits / w.pipeline
+    hop_bytes = 4.0 * _tokens(w) * w.d_model / w.tensor
+    slow = min(device.scale_out_bytes_per_second, device.scale_up_bytes_per_second)
+    inside = w.tensor * w.context * w.data < cluster.devices_per_domain
+    link = np.where(inside, device.scale_up_bytes_per_second, slow) * e.network
+    transfers = np.where(several, w.num_micro_batches * w.virtual * hop_bytes / link, 0.0)
+    bubble = (w.pipeline - 1.0) / w.virtual * mean
+    return mean, np.asarray(bubble + w.num_micro_batches * (longest - mean) + transfers)
+
+
 def step_time(w: Workload, cluster: Cluster, e: Efficiency | None = None) -> StepTime:
     """Return the seconds of one optimizer step by part.
 
@@ -270,59 +292,34 @@ def step_time(w: Workload, cluster: Cluster, e: Efficiency | None = None) -> Ste
     e = e or default_efficiency(cluster)
     scaled = np.where(np.asarray(w.is_fp8) > 0, FP8_RATE, 1.0)
     rate = w.peak_flops_per_second * cluster.device.achievable_fraction * e.gemm * scaled
-    passes = _passes(w)
+    passes, mode = _passes(w), np.asarray(w.recompute)
     matmul = passes * _matmul_seconds(w, rate)
-    core_passes = (
-        3.5 + 1.0 * (np.asarray(w.recompute) == 1.0) + 1.0 * (np.asarray(w.recompute) == 2.0)
-    )
+    core_passes = 3.5 + 1.0 * (mode == 1.0) + 1.0 * (mode == 2.0)
     attention = core_passes * _attention_seconds(w, rate, cluster, e)
-    elementwise = (passes + 1.0 * (np.asarray(w.recompute) == 1.25)) * _elementwise_seconds(
-        w, cluster, e
-    )
+    elementwise = (passes + 1.0 * (mode == 1.25)) * _elementwise_seconds(w, cluster, e)
     tensor = _tensor_seconds(w, cluster, e)
     context = _context_seconds(w, cluster, e)
     expert = _expert_seconds(w, cluster, e)
     on_device = matmul + attention + elementwise + tensor + context + expert
     layer = _soft_maximum(on_device, passes * _launch_seconds(w, e), 4.0)
-    gathers = _gather_layer_seconds(w, cluster, e)
-    with_gather = _soft_maximum(layer, gathers, 6.0)
-
-    layers = w.num_layers / w.pipeline
+    with_gather = _soft_maximum(layer, _gather_layer_seconds(w, cluster, e), 6.0)
     logits = _logit_seconds(w, rate, cluster, e)
-    largest = np.ceil(layers) * with_gather
-    last = layers * with_gather + logits
-    longest = np.where(np.asarray(w.pipeline) > 1, np.maximum(largest, last), last)
-    mean = layers * with_gather + logits / w.pipeline
-    hop = 2.0 * _tokens(w) * w.d_model / w.tensor * 2.0
-    slow = np.minimum(
-        cluster.device.scale_out_bytes_per_second, cluster.device.scale_up_bytes_per_second
-    )
-    stride = w.tensor * w.context * w.data
-    hop_rate = np.where(
-        stride < cluster.devices_per_domain, cluster.device.scale_up_bytes_per_second, slow
-    )
-    transfers = np.where(
-        np.asarray(w.pipeline) > 1,
-        w.num_micro_batches * w.virtual * hop / (hop_rate * e.network),
-        0.0,
-    )
-    bubble = (w.pipeline - 1.0) / w.virtual * mean
-    m = w.num_micro_batches
-    exposed = _data_seconds(w, cluster, e)
-    backward = m * mean * 0.5
-    exposed = exposed - np.minimum(exposed * w.overlap, backward)
-    zero = 0.0 * longest
+    stage, pipeline = _pipeline_seconds(w, cluster, e, with_gather, logits)
+    reduction = _data_seconds(w, cluster, e)
+    hidden = np.minimum(reduction * w.overlap, 0.5 * w.num_micro_batches * stage)
+    each = w.num_micro_batches * w.num_layers / w.pipeline
+    zero = 0.0 * pipeline
     return StepTime(
-        matmul=zero + m * (layers * matmul + logits / w.pipeline),
-        attention=zero + m * layers * attention,
-        elementwise=zero + m * layers * elementwise,
-        launch=zero + m * layers * (layer - on_device),
-        tensor=zero + m * layers * tensor,
-        context=zero + m * layers * context,
-        expert=zero + m * layers * expert,
-        gather=zero + m * layers * (with_gather - layer),
-        pipeline=zero + bubble + m * (longest - mean) + transfers,
-        data=zero + exposed,
+        matmul=zero + each * matmul + w.num_micro_batches * logits / w.pipeline,
+        attention=zero + each * attention,
+        elementwise=zero + each * elementwise,
+        launch=zero + each * (layer - on_device),
+        tensor=zero + each * tensor,
+        context=zero + each * context,
+        expert=zero + each * expert,
+        gather=zero + each * (with_gather - layer),
+        pipeline=zero + pipeline,
+        data=zero + reduction - hidden,
         optimizer=zero + _optimizer_seconds(w, cluster, e),
         other=zero + e.step_seconds,
     )

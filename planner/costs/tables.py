@@ -12,32 +12,20 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from planner.costs.cluster import Cluster, ClusterConfig, DeviceOverrides, resolve_cluster
 from planner.costs.devices import known_devices
-from planner.costs.flops import shape_flops_per_token
-from planner.costs.memory import GPU_MEMORY, MemoryConstants, memory_use
 from planner.costs.shapes import ModelShape
-from planner.costs.speed import NORMAL_90, default_log_sigma, step_time
 from planner.costs.workload import RECOMPUTE, Workload, model_fields
 from planner.errors import ConfigError
 
-if TYPE_CHECKING:
-    from planner.costs.calibration import Calibration, MeasuredTrial
-
-__all__ = [
-    "RowScore", "TableRow", "UnreadRow", "read_table", "score_table", "table_row", "trial_of",
-]  # fmt: skip
+__all__ = ["TableRow", "UnreadRow", "device_name", "read_table", "table_row"]
 
 GIB: Final = 2.0**30
-FRAGMENTATION: Final = 1.08
-"""Reserved over allocated activations: 5-10 % in practice."""
-ALLOCATOR_BYTES: Final = 1e8
-"""Workspaces inside the allocator, beside states and activations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -324,80 +312,3 @@ def read_table(path: Path) -> list[TableRow | UnreadRow]:
                 UnreadRow(row_id=name, source=row.get("source") or "", reason=error.message)
             )
     return read
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowScore:
-    """The estimate of one row."""
-
-    row_id: str
-    step_seconds: float
-    step_seconds_lower: float
-    step_seconds_upper: float
-    memory_bytes: float
-    fits: bool
-    mfu: float
-    confidence: str
-    confidence_reason: str
-
-
-def score_table(
-    rows: Sequence[TableRow | UnreadRow], calibration: Calibration | None = None
-) -> list[RowScore]:
-    """Return the estimate of every row that was read."""
-    return [_score(row, calibration) for row in rows if isinstance(row, TableRow)]
-
-
-def _score(row: TableRow, calibration: Calibration | None) -> RowScore:
-    w, cluster = row.workload, row.cluster
-    if calibration is None:
-        seconds = float(step_time(w, cluster).total)
-        reach = math.exp(NORMAL_90 * float(default_log_sigma(w)))
-        lower, upper = seconds / reach, seconds * reach
-        memory = float(memory_use(w, memory_constants_of(row)).total)
-    else:
-        found = calibration.predict(w, cluster)
-        seconds, lower, upper = (float(x[0]) for x in (found.value, found.lower, found.upper))
-        memory = float(calibration.predict_memory(w).value[0])
-    per_token = shape_flops_per_token(row.shape)
-    peak = cluster.device.peak_flops_per_second(row.precision) * float(w.num_devices)
-    return RowScore(
-        row_id=row.row_id,
-        step_seconds=seconds,
-        step_seconds_lower=lower,
-        step_seconds_upper=upper,
-        memory_bytes=memory,
-        fits=memory <= cluster.usable_memory_bytes,
-        mfu=float(w.step_tokens) * per_token / (seconds * peak),
-        confidence="low" if row.weak else "high" if calibration else "medium",
-        confidence_reason=row.weak,
-    )
-
-
-def memory_constants_of(row: TableRow) -> MemoryConstants:
-    """Return the constants of memory for the way in which a row's memory was read.
-
-    Bars of states and activations hold no overhead; the allocator's figure no runtime context; its
-    reserved figure fragmentation; the console everything.
-    """
-    kind = row.memory_kind
-    if "bars" in kind or "analytic" in kind:
-        return replace(GPU_MEMORY, overhead_bytes=1.0)
-    if "allocated" in kind:
-        return replace(GPU_MEMORY, overhead_bytes=ALLOCATOR_BYTES)
-    if "reserved" in kind or "smi" in kind or "console" in kind:
-        return replace(GPU_MEMORY, activation_factor=FRAGMENTATION)
-    return GPU_MEMORY
-
-
-def trial_of(row: TableRow) -> MeasuredTrial:
-    """Return a row as a measured trial that calibration reads."""
-    from planner.costs.calibration import MeasuredTrial
-
-    return MeasuredTrial(
-        workload=row.workload,
-        cluster=row.cluster,
-        step_seconds=row.step_seconds,
-        memory_bytes=row.memory_bytes,
-        memory_prior=memory_constants_of(row),
-    )

@@ -1,8 +1,9 @@
 import pytest
 
 from planner.costs.convnets import convnet_cost
+from planner.costs.scores import score_table, trial_of
 from planner.costs.shapes import named_shape
-from planner.costs.tables import TableRow, UnreadRow, device_name, read_table, score_table, trial_of
+from planner.costs.tables import TableRow, UnreadRow, device_name, read_table
 from planner.errors import ConfigError
 
 HEADER = (
