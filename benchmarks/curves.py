@@ -76,6 +76,7 @@ def run_split(table: pd.DataFrame, split: pd.Series) -> Outcome:
         (rows.train_flops >= split.test_min_flops)
         & (rows.num_params >= split.test_min_params)
         & (rows.num_params <= split.test_max_params)
+        & (rows.train_flops <= split.get("test_max_flops", np.inf))
     )
     law = fit(as_points(rows[small]), level=LEVEL)
     test = as_points(rows[large & ~small])
@@ -120,14 +121,51 @@ def print_pooled(title: str, outcomes: list[Outcome]) -> None:
     print("coverage by family: " + ", ".join(text))
 
 
+WINDOWS = ((1 / 8, 1.0), (1 / 40, 1 / 5))
+"""Of the largest compute of a set: what is predicted by the splits made here."""
+WINDOW_RATIOS = (8.0, 25.0, 80.0)
+MIN_TRAIN, MIN_TEST, MIN_DISTINCT = 12, 4, 4
+
+
+def make_splits(table: pd.DataFrame) -> pd.DataFrame:
+    """Return splits of every set other than those given: other windows, other ratios."""
+    rows = []
+    for name, points in table.groupby("set"):
+        top = points.train_flops.max()
+        for low, high in WINDOWS:
+            test = points[points.train_flops.between(top * low, top * high)]
+            if len(test) < MIN_TEST:
+                continue
+            for ratio in WINDOW_RATIOS:
+                train = points[points.train_flops <= test.train_flops.min() / ratio]
+                distinct = [
+                    np.log(train[c]).round(2).nunique() for c in ("num_params", "num_tokens")
+                ]
+                if len(train) >= MIN_TRAIN and min(distinct) >= MIN_DISTINCT:
+                    rows.append(
+                        {
+                            "set": name,
+                            "split": f"{1 / low:.0f}/{ratio:.0f}x",
+                            "train_max_flops": train.train_flops.max(),
+                            "train_max_params": np.inf,
+                            "test_min_flops": test.train_flops.min(),
+                            "test_max_flops": test.train_flops.max(),
+                            "test_min_params": 0.0,
+                            "test_max_params": np.inf,
+                        }
+                    )
+    return pd.DataFrame(rows)
+
+
 def main() -> None:
     """Run every split and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", required=True)
-    parser.add_argument("--splits", required=True)
+    parser.add_argument("--splits", help="Without it, splits are made from the points.")
     parser.add_argument("--no-regret", action="store_true")
     arguments = parser.parse_args()
-    table, splits = pd.read_csv(arguments.points), pd.read_csv(arguments.splits)
+    table = pd.read_csv(arguments.points)
+    splits = pd.read_csv(arguments.splits) if arguments.splits else make_splits(table)
     outcomes: list[Outcome] = []
     started = time.process_time()
     for _, split in splits.iterrows():
