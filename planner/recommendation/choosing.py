@@ -12,7 +12,7 @@ from planner.budget import Budget, format_amount
 from planner.costs import Cluster, ClusterConfig, count_params, resolve_cluster
 from planner.curves import ScalingLaw, optimal_allocation
 from planner.errors import InfeasibleError
-from planner.recommendation.answer import Option, Recommendation, TunedSetting, rank
+from planner.recommendation.answer import Option, Recommendation, RunnerUp, TunedSetting, rank
 from planner.recommendation.cautions import Findings, cautions, confidence
 from planner.recommendation.evidence import Evidence, gather_evidence
 from planner.recommendation.options import MIN_STEPS, Table, Terms, build_table, law_params
@@ -37,7 +37,7 @@ _TARGET_FACTOR: Final = 10.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Settled:
-    """The choice, and what it was made under."""
+    """The choice, and what it was made under: size, rate and batch at its own compute."""
 
     terms: Terms
     table: Table
@@ -98,36 +98,56 @@ def recommend(
     shapes = _shapes(evidence, terms, max_params)
     settled = _settle(shapes, terms, batch, evidence)
     found = _findings(settled, evidence, shapes, max_params)
+    choice, options = settled.choice, settled.table.options
+    return _answer(
+        settled,
+        found,
+        study,
+        runners_up=runners_up(choice, options, num_runners_up),
+        binding=_binding(choice, settled.table, law, max_params),
+    )
+
+
+def _answer(
+    settled: _Settled,
+    found: Findings,
+    study: Study,
+    *,
+    runners_up: tuple[RunnerUp, ...],
+    binding: tuple[str, ...],
+) -> Recommendation:
+    """Return the recommendation that a settled choice amounts to."""
+    terms, table, choice, size = settled.terms, settled.table, settled.choice, settled.size
+    limits = terms.budget.limits()
     warnings = cautions(found)
     word, reasons = confidence(found, warnings)
-    choice, table = settled.choice, settled.table
     return Recommendation(
         study=study.name,
         question=study.question,
-        budget=budget.limits(),
-        cluster=str(place),
+        budget=limits,
+        cluster=str(terms.cluster),
         config=table.config(choice),
         choice=choice,
-        runners_up=runners_up(choice, table.options, num_runners_up),
-        binding=_binding(choice, table, law, max_params),
-        headroom={n: v - _spent(choice, n) for n, v in budget.limits().items()},
-        level=level,
-        best_num_params=(settled.size.num_params, settled.size.lower, settled.size.upper),
-        size_shift=settled.terms.size_shift,
-        most_tokens_per_param=_finite(settled.terms.most_tokens_per_param),
-        unique_tokens=evidence.unique_tokens,
+        runners_up=runners_up,
+        binding=binding,
+        headroom={name: limit - _spent(choice, name) for name, limit in limits.items()},
+        level=terms.level,
+        best_num_params=(size.num_params, size.lower, size.upper),
+        size_shift=terms.size_shift,
+        most_tokens_per_param=_finite(terms.most_tokens_per_param),
+        unique_tokens=terms.unique_tokens,
         extrapolation_factor=found.extrapolation_factor,
         confidence=word,
         reasons=reasons,
         warnings=warnings,
-        learning_rate=settled.terms.learning_rate,
+        learning_rate=terms.learning_rate,
         tokens_per_step=settled.batch,
         calibration=terms.calibration,
-        law_form=law.form,
-        law_digest=law_digest(law),
+        law_form=terms.law.form,
+        law_digest=law_digest(terms.law),
         table=table.options,
         rejected=table.rejected,
-        planner_version=law.planner_version,
+        planner_version=terms.law.planner_version,
     )
 
 
