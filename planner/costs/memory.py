@@ -202,8 +202,8 @@ def memory_use(w: Workload, constants: MemoryConstants = GPU_MEMORY) -> MemoryUs
     at_end = ~several | (last + logits >= first)
     return MemoryUse(
         params=sharded(3) * w.param_bytes,
-        gradients=sharded(2) * w.gradient_bytes,
-        optimizer=sharded(1) * w.optimizer_bytes,
+        gradients=sharded(2) * w.gradient_bytes * (1.0 - w.frozen),
+        optimizer=sharded(1) * w.optimizer_bytes * (1.0 - w.frozen),
         activations=total + np.where(at_end & several, last, first),
         logits=total + np.where(at_end, logits, 0.0),
         gathered=total + _gathered(w),

@@ -287,13 +287,14 @@ def step_time(w: Workload, cluster: Cluster, e: Efficiency | None = None) -> Ste
 
     layer = softmax_4(matmul + attention + elementwise + collectives, launch), with sharded
     parameters softmax_6(layer, gathers); stage = layers * layer (+ logits on the last one);
-    step = m * max(stage) + (p - 1) / v * mean(stage) + exposed reduction + optimizer.
+    step = m * max(stage) + (p - 1) / v * mean(stage) + exposed reduction + optimizer. Frozen weights
+    have no weight gradients: two passes instead of three (Hu et al. 2021, arXiv:2106.09685).
     """
     e = e or default_efficiency(cluster)
     scaled = np.where(np.asarray(w.is_fp8) > 0, FP8_RATE, 1.0)
     rate = w.peak_flops_per_second * cluster.device.achievable_fraction * e.gemm * scaled
     passes, mode = _passes(w), np.asarray(w.recompute)
-    matmul = passes * _matmul_seconds(w, rate)
+    matmul = (passes - w.frozen) * _matmul_seconds(w, rate)
     core_passes = 3.5 + 1.0 * (mode == 1.0) + 1.0 * (mode == 2.0)
     attention = core_passes * _attention_seconds(w, rate, cluster, e)
     elementwise = (passes + 1.0 * (mode == 1.25)) * _elementwise_seconds(w, cluster, e)
@@ -305,7 +306,7 @@ def step_time(w: Workload, cluster: Cluster, e: Efficiency | None = None) -> Ste
     with_gather = _soft_maximum(layer, _gather_layer_seconds(w, cluster, e), 6.0)
     logits = _logit_seconds(w, rate, cluster, e)
     stage, pipeline = _pipeline_seconds(w, cluster, e, with_gather, logits)
-    reduction = _data_seconds(w, cluster, e)
+    reduction = _data_seconds(w, cluster, e) * (1.0 - w.frozen)
     hidden = np.minimum(reduction * w.overlap, 0.5 * w.num_micro_batches * stage)
     each = w.num_micro_batches * w.num_layers / w.pipeline
     zero = 0.0 * pipeline
@@ -320,6 +321,6 @@ def step_time(w: Workload, cluster: Cluster, e: Efficiency | None = None) -> Ste
         gather=zero + each * (with_gather - layer),
         pipeline=zero + pipeline,
         data=zero + reduction - hidden,
-        optimizer=zero + _optimizer_seconds(w, cluster, e),
+        optimizer=zero + _optimizer_seconds(w, cluster, e) * (1.0 - w.frozen),
         other=zero + e.step_seconds,
     )

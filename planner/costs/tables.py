@@ -262,6 +262,7 @@ def table_row(row: Mapping[str, str]) -> TableRow:
         micro_batch=micro,
         num_micro_batches=max(1.0, batch / (data * micro)),
         recompute=_recompute(row),
+        frozen=float(any("lora" in _text(row, name) for name in ("model", "notes", "source_loc"))),
         exposed=0.5 if "bridge" in _text(row, "framework") else 1.0,
         attention_gain=1.5 if "te)" in attention or "cudnn" in attention else 1.0,
         flash=float("flash" in attention or "cudnn" in attention or not attention),

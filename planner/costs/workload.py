@@ -112,6 +112,8 @@ class Workload:
     """Per logit beyond the stored one: softmax and gradient in fp32; 4 where they share a buffer."""
     buffer_bytes: Number = 0.0
     """Communication buffers of the framework, per device."""
+    frozen: Number = 0.0
+    """Share of the weights that are not trained, 1 for low-rank adapters: no gradients, no states."""
     exposed: Number = 1.0
     """Share of tensor- and expert-parallel collectives that products do not hide."""
     attention_gain: Number = 1.0

@@ -137,3 +137,14 @@ def test_arrays_and_single_configurations_give_the_same_numbers(workload_on, clu
 def test_every_named_shape_has_positive_flops_and_parameters():
     for name in named_shapes():
         assert count_shape_params(named_shape(name)).total > 0
+
+
+def test_frozen_weights_save_a_third_of_the_products_and_all_states_but_themselves(
+    workload_on, cluster_of
+):
+    cluster = cluster_of("8xh100-sxm")
+    trained, adapters = workload_on(vocab_size=0.0), workload_on(vocab_size=0.0, frozen=1.0)
+    assert step_time(adapters, cluster).matmul == pytest.approx(
+        step_time(trained, cluster).matmul * 2 / 3
+    )
+    assert memory_use(adapters).states == pytest.approx(memory_use(trained).params)
