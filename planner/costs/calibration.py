@@ -58,6 +58,12 @@ _PRIORS: Final = {
 }  # fmt: skip
 """Log standard deviation around the default, and upper bound, of each efficiency."""
 
+_CPU_PRIORS: Final = {
+    "gemm": (0.7, 4.0), "attention": (0.7, 2.0), "memory": (0.7, 4.0), "network": (0.8, 4.0),
+    "launch_seconds": (0.8, 0.02),
+}  # fmt: skip
+"""The same for cores, whose default speed is a guess."""
+
 _NOISE: Final = 0.2
 """Log standard deviation of what the closed form leaves, while its constants are fitted; wide, so that
 a few trials do not drag a constant to explain what the residual process should."""
@@ -265,10 +271,11 @@ def _fit_efficiency(trials: Sequence[MeasuredTrial]) -> tuple[Efficiency, Array]
     start = default_efficiency(trials[0].cluster)
     batches = _batches(trials)
     measured = np.log([trial.step_seconds or 1.0 for trial in trials])
-    names = list(_PRIORS)
+    priors = _CPU_PRIORS if trials[0].cluster.device.is_cpu else _PRIORS
+    names = list(priors)
     centre = np.log([getattr(start, name) for name in names])
-    spread = np.array([_PRIORS[name][0] for name in names])
-    top = np.log([max(_PRIORS[name][1], 1.01 * getattr(start, name)) for name in names])
+    spread = np.array([priors[name][0] for name in names])
+    top = np.log([max(priors[name][1], 1.01 * getattr(start, name)) for name in names])
 
     def at(x: Array) -> Efficiency:
         return replace(start, **dict(zip(names, np.exp(x).tolist(), strict=True)))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from planner.costs.calibration import Calibration
     from planner.costs.tracing import TracedMemory
 
-__all__ = ["CostEstimate", "estimate"]
+__all__ = ["CostEstimate", "device_peaks", "estimate"]
 
 _TIME_PARTS: Final = (
     "matmul", "attention", "elementwise", "launch", "tensor", "context", "expert", "gather",
@@ -188,7 +188,7 @@ def estimate(
         ConfigError: The device lacks the precision.
     """
     cluster.device.peak_flops_per_second(config.precision.compute)
-    w = workload_of(config, _peaks(config, cluster))
+    w = workload_of(config, device_peaks(config, cluster))
     use = memory_use(w, memory_constants(cluster, calibration))
     breakdown = {kind: float(getattr(use, kind)) for kind in _MEMORY_PARTS}
     if traced is not None:
@@ -210,7 +210,7 @@ def _traced_breakdown(traced: TracedMemory, cluster: Cluster) -> dict[str, float
     return {**traced.kind_bytes, "overhead": overhead}
 
 
-def _peaks(config: TrialConfig, cluster: Cluster) -> dict[str, float]:
+def device_peaks(config: TrialConfig, cluster: Cluster) -> dict[str, float]:
     """Return the device's peaks; a CPU worker has those of its threads."""
     if not cluster.device.is_cpu:
         return cluster.device.peaks

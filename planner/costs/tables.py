@@ -135,7 +135,7 @@ def _shape(row: Mapping[str, str]) -> ModelShape:
         d_model=width,
         num_heads=heads,
         num_kv_heads=int(_number(row, "kv_heads", float(heads))),
-        head_dim=128 if mla or experts >= 64 else max(1, width // heads),
+        head_dim=_head_dim(width, heads, experts),
         d_ff=_ffn(row, width, experts),
         mlp_matrices=3 if gated or (experts and gated) else 2,
         vocab_size=int(_number(row, "vocab", 50304.0)),
@@ -150,6 +150,14 @@ def _shape(row: Mapping[str, str]) -> ModelShape:
         num_dense_layers=3 if mla else 0,
         dense_d_ff=18432 if mla else 0,
     )
+
+
+def _head_dim(width: int, heads: int, experts: int) -> int:
+    """Return the channels of a head; large mixtures of experts have heads of 128, or of 64."""
+    even = max(1, width // heads)
+    if experts < 64:
+        return even
+    return 128 if even % 8 == 0 else 64
 
 
 def _ffn(row: Mapping[str, str], width: int, experts: int) -> int:

@@ -3,10 +3,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from planner.costs import ClusterConfig, estimate, resolve_cluster
 from planner.costs.calibration import MeasuredTrial, calibrate, uncalibrated
+from planner.costs.measured import calibrate_on_results, measured_trial
 from planner.costs.memory import GPU_MEMORY, memory_use
 from planner.costs.speed import Efficiency, default_efficiency, step_time
 from planner.costs.workload import concatenate
+from planner.trial import (
+    BatchConfig,
+    ModelConfig,
+    TrainConfig,
+    TrialConfig,
+    TrialResult,
+    TrialState,
+)
 
 TRUTH = Efficiency(
     gemm=0.6, attention=0.4, memory=0.6, network=0.4, launch_seconds=1.2e-3, step_seconds=0.0
@@ -133,3 +143,40 @@ def test_measured_memory_corrects_the_estimate(variety, cluster_of):
 def test_calibration_needs_a_trial():
     with pytest.raises(ValueError, match="at least one measured trial"):
         calibrate([])
+
+
+def finished(state=TrialState.COMPLETED, width=128, rate=4000.0, **changes):
+    config = TrialConfig(
+        model=ModelConfig(num_layers=4, d_model=width, sequence_length=64),
+        train=TrainConfig(tokens=10**5),
+        batch=BatchConfig(sequences_per_step=12),
+    )
+    return TrialResult(
+        trial="t000", config=config.model_dump(mode="json"), state=state, tokens_per_second=rate,
+        **changes,
+    )  # fmt: skip
+
+
+def test_the_trials_of_a_sweep_calibrate_the_next_plan(cluster_of):
+    cluster = resolve_cluster(ClusterConfig())
+    slow = [finished(width=width, rate=4e7 / width**2) for width in (64, 128, 192, 256)]
+    calibration = calibrate_on_results(slow, cluster)
+    config = TrialConfig(
+        model=ModelConfig(num_layers=4, d_model=160, sequence_length=64),
+        train=TrainConfig(tokens=10**5),
+        batch=BatchConfig(sequences_per_step=12),
+    )
+    truth = 12 * 64 / (4e7 / 160**2)
+    before = estimate(config, cluster).step_seconds
+    found = estimate(config, cluster, calibration=calibration)
+    assert abs(found.step_seconds / truth - 1) < 0.5 * abs(before / truth - 1)
+    assert found.confidence == "high"
+
+
+def test_trials_that_measured_nothing_are_left_out():
+    cluster = resolve_cluster(ClusterConfig())
+    failed = finished(state=TrialState.FAILED)
+    silent = finished(rate=None)
+    assert measured_trial(failed, cluster) is None
+    assert measured_trial(silent, cluster) is None
+    assert calibrate_on_results([failed, silent], cluster) is None
