@@ -35,7 +35,7 @@ _NUM_BEST: Final = 6
 """Trials near which candidates are drawn."""
 _CURVATURE_SPREAD: Final = 0.7
 """Standard deviation of the prior curvature, as a share of it."""
-_MEMORY_NOISE: Final = 0.15
+_MEMORY_NOISE: Final = 0.2
 """Variance of the labels: a lone success or failure proves little about its neighbours."""
 _SURE: Final = 0.95
 _BOLD: Final = 0.8

@@ -175,9 +175,12 @@ class SimulatedExecutor:
     def __init__(self, source: Source) -> None:
         self._source = source
 
-    def num_devices(self, wanted: int) -> int:
+    def num_devices(self, wanted: int, device: str) -> int:
         """Return the wanted number: nothing real is needed."""
         return wanted
+
+    def close(self) -> None:
+        """Let go of nothing."""
 
     def run(self, driver: Driver) -> None:
         """Carry the session through."""
