@@ -40,7 +40,7 @@ class _Verbs(click.Group):
     """Loads a verb's module when the verb is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return [*VERBS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
@@ -58,7 +58,7 @@ class _Verbs(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
-            formatter.write_dl(list(VERBS.items()))
+            formatter.write_dl([*VERBS.items()])
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,7 +77,8 @@ def _planner(debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    args = list(sys.argv[1:] if arguments is None else arguments)
+    # Not list(): once the verb `list` is loaded, that name is its module here.
+    args = [*(sys.argv[1:] if arguments is None else arguments)]
     debug = "--debug" in args
     try:
         result = _planner.main(args=args, prog_name="planner", standalone_mode=False)
