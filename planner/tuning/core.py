@@ -22,6 +22,7 @@ from planner.search_space import Point, merge
 from planner.study import Study
 from planner.trial import TrialConfig, TrialResult, TrialState
 from planner.tuning.ledger import Line
+from planner.tuning.population import Population
 from planner.tuning.records import Decision, TrialRecord
 from planner.tuning.schedulers import Scheduler, make_scheduler
 from planner.tuning.searchers import MAX_REJECTIONS_PER_TRIAL, Searcher, make_searcher
@@ -33,6 +34,8 @@ _LOOK_AHEAD: Final = 16
 """Fixed proposals that may wait while smaller ones fill the gaps."""
 _MAX_PASSED_OVER: Final = 8
 """Times that a waiting trial may be passed over before devices are kept free for it."""
+_MAX_DRAWS: Final = 10
+"""Changes of a copied point that may be infeasible before the copy is left out."""
 _SAME_FAILURES: Final = 3
 """Trials that end in the same failure, none having trained, before the study gives up."""
 
@@ -98,14 +101,24 @@ class Sweep(SweepState):
         )
         self._settle(now)
 
-    def next_launch(self, now: float) -> Launch | None:
-        """Return a trial to start now, or None: nothing fits, or nothing is left."""
+    def next_launch(
+        self, now: float, *, prepare: Callable[[str, str], None] | None = None
+    ) -> Launch | None:
+        """Return a trial to start now, or None: nothing fits, or nothing is left.
+
+        Args:
+            now: The study's clock.
+            prepare: Gives a trial the checkpoint of another: called with both before any start.
+        """
         self.tick(now)
         if self.is_stopping or len(self.running) >= self._most_at_once:
             return None
         record = self._choose(now)
         if record is None:
             return None
+        if prepare is not None:
+            for trial, donor in self.copies:
+                prepare(trial, donor)
         attempt = len(record.attempts) + 1
         self._record({"kind": "started", "trial": record.trial, "attempt": attempt}, now)
         assert record.config is not None  # noqa: S101 -- infeasible points never wait
@@ -207,15 +220,43 @@ class Sweep(SweepState):
             if index >= len(self._waiting):
                 continue
             record = self.trials[self._waiting[index]]
+            if record.trial in self._held:
+                index += 1
+                continue
             fits = record.num_workers <= free
             if fits and self.accounts.shortfall(record, self.running, now) is None:
                 return record
             if record.num_workers > free and record.passed_over >= _MAX_PASSED_OVER:
                 return None
             index += 1
-            if index >= self._most_waiting:
-                return None
-        return None
+            if index >= self._most_waiting + len(self._held):
+                break
+        if not self._held or self._running:
+            return None
+        self._meet(now)
+        return self._choose(now)
+
+    def _meet(self, now: float) -> None:
+        """Let a population whose members have all paused copy its best, and go on."""
+        scheduler = self._scheduler
+        assert isinstance(scheduler, Population)  # noqa: S101 -- no other scheduler pauses
+        members = [
+            (record, loss)
+            for record in self.waiting
+            if record.trial in self._held and (loss := self.loss(record)) is not None
+        ]
+        for trial, donor in scheduler.copies(members, self.generation):
+            for draw in range(_MAX_DRAWS):
+                source = self.trials[donor].point
+                point = scheduler.changed(
+                    self.study.search_space, self.study.base, source, trial, draw
+                )
+                found = self._price(trial, point)
+                if found.is_feasible:
+                    line = _proposed_line(self.study, found, self.num_devices)
+                    self._record(line | {"kind": "copied", "donor": donor}, now)
+                    break
+        self._record({"kind": "generation"}, now)
 
     @property
     def _most_waiting(self) -> int:
@@ -242,7 +283,9 @@ class Sweep(SweepState):
     def _settle(self, now: float) -> None:
         """Carry out the scheduler's verdicts that no line has carried out yet."""
         for record in self.running + self.waiting:
-            if record.verdict is Decision.STOP:
+            if record.verdict is Decision.PAUSE:
+                self._record({"kind": "paused", "trial": record.trial}, now)
+            elif record.verdict is Decision.STOP:
                 reason = f"not among the best at {record.fidelity:.0%} of its compute"
                 self._end(record, TrialState.STOPPED, reason, now)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import threading
 import time
@@ -13,7 +14,7 @@ from types import FrameType
 from typing import Any, Final, Protocol
 
 from planner.run_folder import RunFolder
-from planner.tuning.core import Sweep
+from planner.tuning.core import Launch, Sweep
 
 __all__ = ["HEARTBEAT_SECONDS", "Driver", "Executor", "Interruption", "StudyClock"]
 
@@ -81,6 +82,22 @@ class Driver:
     def checkpoint_dir(self, trial: str) -> Path:
         """Return where a trial's checkpoints are."""
         return self.folder.checkpoints / trial
+
+    def next_launch(self) -> Launch | None:
+        """Return a trial to start now, with the checkpoints in place that it goes on from."""
+        return self.sweep.next_launch(self.clock.now(), prepare=self._copy_checkpoint)
+
+    def _copy_checkpoint(self, trial: str, donor: str) -> None:
+        """Give a trial the newest checkpoint of another in the place of its own."""
+        steps = sorted(self.checkpoint_dir(donor).glob("step-*/state.json"))
+        if not steps:
+            return
+        newest, target = steps[-1].parent, self.checkpoint_dir(trial)
+        copied = target.with_name(f".{trial}.copied")
+        shutil.rmtree(copied, ignore_errors=True)
+        shutil.copytree(newest, copied / newest.name)
+        shutil.rmtree(target, ignore_errors=True)
+        copied.rename(target)
 
     def tick(self) -> bool:
         """Let time pass; return whether the session must end now."""

@@ -36,7 +36,7 @@ class InlineExecutor:
         """Run trials until nothing is left or the session must end."""
         train = self._train or _engine()
         while not driver.tick():
-            launch = driver.sweep.next_launch(driver.clock.now())
+            launch = driver.next_launch()
             if launch is None:
                 return
             _run_trial(driver, launch, train)

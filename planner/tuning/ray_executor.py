@@ -180,7 +180,7 @@ class _Desk:
 
     def take(self) -> dict[str, Any] | None:
         """Return the configuration of Tune's next trial, or None."""
-        launch = self.driver.sweep.next_launch(self.driver.clock.now())
+        launch = self.driver.next_launch()
         if launch is None:
             return None
         name = f"{launch.trial}-{launch.attempt}"

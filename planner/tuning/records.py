@@ -37,6 +37,7 @@ class Attempt:
 
     start_seconds: float
     """Study clock."""
+    num_workers: int
     end_seconds: float | None = None
     start_flops: float = 0.0
     """Compute that its checkpoint held."""
@@ -98,6 +99,8 @@ class TrialRecord:
     """Compute at which the scheduler wants a report, rising."""
     verdict: Decision = Decision.CONTINUE
     """What the scheduler said after the last report."""
+    lineage: list[str] = field(default_factory=list)
+    """Whom it copied, and when."""
     passed_over: int = 0
     """How often another trial was started before this waiting one."""
 
@@ -147,7 +150,7 @@ class TrialRecord:
 
     def attempt_spend(self, attempt: Attempt, now: float) -> Spend:
         """Return what one attempt has burnt; the study's clock counts the `seconds`."""
-        hours = attempt.elapsed_seconds(now) * self.num_workers / SECONDS_PER_HOUR
+        hours = attempt.elapsed_seconds(now) * attempt.num_workers / SECONDS_PER_HOUR
         return Spend(
             flops=attempt.burnt_flops(),
             device_hours=hours,
@@ -171,7 +174,7 @@ class TrialRecord:
             trial=self.trial,
             config=dict(self.data),
             state=self.state,
-            reason=self.reason,
+            reason=self.reason or "; ".join(self.lineage) or None,
             num_workers=self.num_workers,
             elapsed_seconds=self.elapsed_seconds(now) if ran else None,
             device_hours=spend.device_hours if ran else None,

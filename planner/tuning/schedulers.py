@@ -171,4 +171,8 @@ def make_scheduler(config: SchedulerConfig, seed: int = 0) -> Scheduler:
         return Median(config)
     if config.name in ("hyperband", "bohb"):
         return Hyperband(config, seed)
+    if config.name == "pbt":
+        from planner.tuning.population import Population
+
+        return Population(config, seed)
     return NoScheduler()

@@ -54,6 +54,11 @@ class SweepState:
         self._waiting: list[str] = []
         self._running: dict[str, TrialRecord] = {}
         self._num_rejected = 0
+        self._held: set[str] = set()
+        self.generation = 0
+        """Times that a population has met."""
+        self.copies: list[tuple[str, str]] = []
+        """Checkpoints to copy before anything else starts: for which trial, from which."""
 
     @property
     def running(self) -> list[TrialRecord]:
@@ -116,17 +121,24 @@ class SweepState:
         record.state = TrialState.RUNNING
         self._running[record.trial] = record
         record.attempts.append(
-            Attempt(start_seconds=self.now, start_flops=record.flops, flops=record.flops)
+            Attempt(
+                start_seconds=self.now,
+                num_workers=record.num_workers,
+                start_flops=record.flops,
+                flops=record.flops,
+            )
         )
         position = self._waiting.index(record.trial)
         for trial in self._waiting[:position]:
             self.trials[trial].passed_over += 1
         self._waiting.pop(position)
+        self.copies.clear()
 
     def _on_up(self, line: Line) -> None:
         record = self.trials[line["trial"]]
         attempt = record.attempts[-1]
-        self.accounts.found_checkpoint(record, float(line["flops"]))
+        if not record.lineage:
+            self.accounts.found_checkpoint(record, float(line["flops"]))
         attempt.start_seconds = self.now
         attempt.start_flops = attempt.flops = float(line["flops"])
 
@@ -156,6 +168,7 @@ class SweepState:
         record.reason = line["reason"]
         record.by_budget = bool(line.get("by_budget"))
         record.verdict = Decision.CONTINUE
+        self._held.discard(record.trial)
         if record.trial in self._waiting:
             self._waiting.remove(record.trial)
         if record.attempts and line.get("metrics"):
@@ -166,6 +179,26 @@ class SweepState:
         self.accounts.learn(record)
         if record.state is not TrialState.FAILED and not record.by_budget:
             self._searcher.end(record.trial, _outcome(record, self.loss(record)))
+
+    def _on_paused(self, line: Line) -> None:
+        record = self.trials[line["trial"]]
+        self._leave_running(record)
+        record.state, record.verdict = TrialState.PLANNED, Decision.CONTINUE
+        self._waiting.append(record.trial)
+        self._held.add(record.trial)
+
+    def _on_copied(self, line: Line) -> None:
+        record, donor = self.trials[line["trial"]], self.trials[line["donor"]]
+        new = _record_of(line)
+        record.lineage.append(f"copied {donor.trial} at {donor.fidelity:.0%}")
+        for name in ("point", "config", "data", "planned", "startup_seconds"):
+            setattr(record, name, getattr(new, name))
+        record.last = dict(donor.last)
+        self.copies.append((record.trial, donor.trial))
+
+    def _on_generation(self, line: Line) -> None:
+        self.generation += 1
+        self._held.clear()
 
     def _on_lost(self, line: Line) -> None:
         record = self.trials[line["trial"]]
