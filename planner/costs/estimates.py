@@ -188,7 +188,7 @@ def estimate(
         ConfigError: The device lacks the precision.
     """
     cluster.device.peak_flops_per_second(config.precision.compute)
-    w = workload_of(config, device_peaks(config, cluster))
+    w = workload_of(config, device_peaks(config, cluster), on_cpu=cluster.device.is_cpu)
     use = memory_use(w, memory_constants(cluster, calibration))
     breakdown = {kind: float(getattr(use, kind)) for kind in _MEMORY_PARTS}
     if traced is not None:

@@ -27,7 +27,8 @@ def measured_trial(result: TrialResult, cluster: Cluster) -> MeasuredTrial | Non
         return None
     try:
         config = parse_config(result.config, TrialConfig, result.trial)
-        workload = workload_of(config, device_peaks(config, cluster))
+        peaks = device_peaks(config, cluster)
+        workload = workload_of(config, peaks, on_cpu=cluster.device.is_cpu)
     except (ConfigError, KeyError):
         return None
     rate = result.tokens_per_second

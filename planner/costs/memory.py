@@ -151,7 +151,9 @@ def _activations(w: Workload) -> tuple[Array, Array]:
     )
     each = layers * np.where(full, inputs, whole)
     live = np.where(full, whole, 0.0)
-    first = each * np.minimum(w.num_micro_batches, w.pipeline * interleaved) + live
+    every = (np.asarray(w.holds_all) > 0) & (np.asarray(w.pipeline) > 1)
+    held = np.where(every, w.num_micro_batches, w.pipeline * interleaved)
+    first = each * np.minimum(w.num_micro_batches, held) + live
     return first, each * np.minimum(w.num_micro_batches, interleaved) + live
 
 
@@ -196,14 +198,15 @@ def memory_use(w: Workload, constants: MemoryConstants = GPU_MEMORY) -> MemoryUs
         return np.asarray(parts, dtype=np.float64)
 
     total = sharded(1) * 0.0
+    here = 1.0 - np.asarray(w.offloaded)
     first, last = _activations(w)
     logits, several = _logits(w, constants), np.asarray(w.pipeline) > 1
     first, last = first * constants.activation_factor, last * constants.activation_factor
     at_end = ~several | (last + logits >= first)
     return MemoryUse(
-        params=sharded(3) * w.param_bytes,
-        gradients=sharded(2) * w.gradient_bytes * (1.0 - w.frozen),
-        optimizer=sharded(1) * w.optimizer_bytes * (1.0 - w.frozen),
+        params=sharded(3) * w.param_bytes * here,
+        gradients=sharded(2) * w.gradient_bytes * (1.0 - w.frozen) * here,
+        optimizer=sharded(1) * w.optimizer_bytes * (1.0 - w.frozen) * here,
         activations=total + np.where(at_end & several, last, first),
         logits=total + np.where(at_end, logits, 0.0),
         gathered=total + _gathered(w),

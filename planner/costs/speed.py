@@ -28,6 +28,8 @@ NORMAL_90: Final = 1.645
 _LOG_SIGMA: Final = 0.17
 """Log standard deviation of measured over predicted step seconds without calibration, over the sources
 that benchmarks/costs.py reads; half as much again where the model is weak."""
+HOST_BYTES_PER_SECOND: Final = 2e10
+"""What one worker gets of its host's memory and bus, where states are offloaded (recalled)."""
 GROUPED_RATE: Final = 0.6
 """Rate of the experts' grouped products over that of one large product (recalled)."""
 FP8_RATE: Final = 0.88
@@ -248,7 +250,8 @@ def _data_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
     replicas = np.where(sharded, w.data / np.maximum(w.shard, 1.0), w.data)
     stride = w.tensor * w.context * np.where(sharded, w.shard, 1.0)
     local = np.where(sharded, (dense + routed) / np.maximum(w.shard, 1.0), dense + routed)
-    return all_reduce_seconds(local * w.reduce_bytes, replicas, stride, cluster, e.network)
+    once = all_reduce_seconds(local * w.reduce_bytes, replicas, stride, cluster, e.network)
+    return once / w.local_steps
 
 
 def _optimizer_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
@@ -256,8 +259,9 @@ def _optimizer_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
     dense, routed = params_per_device(w)
     cut = np.where(np.asarray(w.zero_stage) >= 1, np.maximum(w.shard, 1.0), 1.0)
     per_param = 2.0 * (w.optimizer_bytes + w.param_bytes) + w.gradient_bytes
-    bandwidth = cluster.device.memory_bytes_per_second * e.memory
-    return (dense + routed) / cut * per_param / bandwidth
+    on_device = cluster.device.memory_bytes_per_second * e.memory
+    bandwidth = np.where(np.asarray(w.offloaded) > 0, HOST_BYTES_PER_SECOND, on_device)
+    return np.asarray((dense + routed) / cut * per_param / bandwidth)
 
 
 def _pipeline_seconds(
@@ -265,7 +269,7 @@ def _pipeline_seconds(
 ) -> tuple[Array, Array]:
     """Return a stage's mean seconds for a micro-batch, and what the pipeline adds to a step.
 
-    Bubble (p - 1) / v stages; the last stage's logits and uneven layers, m times; transfers of T h
+    Bubble (p - 1) / v stages, less with a split backward pass; the last stage's logits and uneven layers, m times; transfers of T h
     between stages, v times a micro-batch.
     """
     device, several = cluster.device, np.asarray(w.pipeline) > 1
@@ -278,7 +282,7 @@ def _pipeline_seconds(
     inside = w.tensor * w.context * w.data < cluster.devices_per_domain
     link = np.where(inside, device.scale_up_bytes_per_second, slow) * e.network
     transfers = np.where(several, w.num_micro_batches * w.virtual * hop_bytes / link, 0.0)
-    bubble = (w.pipeline - 1.0) / w.virtual * mean
+    bubble = (w.pipeline - 1.0) / w.virtual * mean * w.bubble
     return mean, np.asarray(bubble + w.num_micro_batches * (longest - mean) + transfers)
 
 

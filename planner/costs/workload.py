@@ -112,6 +112,14 @@ class Workload:
     """Per logit beyond the stored one: softmax and gradient in fp32; 4 where they share a buffer."""
     buffer_bytes: Number = 0.0
     """Communication buffers of the framework, per device."""
+    bubble: Number = 1.0
+    """Pipeline bubble of the schedule over that of 1F1B."""
+    holds_all: Number = 0.0
+    """Whether the schedule holds every micro-batch's activations, as GPipe does."""
+    local_steps: Number = 1.0
+    """Steps between averages over the replicas."""
+    offloaded: Number = 0.0
+    """Whether states wait in the host's memory."""
     frozen: Number = 0.0
     """Share of the weights that are not trained, 1 for low-rank adapters: no gradients, no states."""
     exposed: Number = 1.0
@@ -178,6 +186,12 @@ def model_fields(shape: ModelShape, count: ParamCount | None = None) -> dict[str
     }
 
 
+_BUBBLES: Final[Mapping[str, float]] = {
+    "interleaved-zero-bubble": 1.0 / 3.0, "zbv-zero-bubble": 1.0 / 3.0, "dualpipe-v": 0.5,
+}  # fmt: skip
+"""Bubble over that of 1F1B with as many chunks. A third with a split backward pass (Qi et al. 2023,
+arXiv:2401.10241, ZB-H1); about half for DualPipe (arXiv:2412.19437, table 2)."""
+
 _MOMENT_BYTES: Final[Mapping[str, float]] = {
     "sgd": 0.0, "momentum": 4.0, "nesterov": 4.0, "adagrad": 4.0, "rmsprop": 4.0, "adam": 8.0,
     "adamw": 8.0, "lamb": 8.0, "adafactor": 0.02, "muon": 4.5,
@@ -228,12 +242,35 @@ def precision_fields(
     }
 
 
-def workload_of(config: TrialConfig, device_peaks: Mapping[str, float]) -> Workload:
-    """Return the workload of a trial on a device with these peaks."""
+def _recipe(config: TrialConfig, device_peaks: Mapping[str, float]) -> dict[str, float]:
+    """Return the fields of precision and optimizer for the engine's settings."""
+    optimizer = config.optimizer
+    fields = precision_fields(config.precision.compute, optimizer.name, device_peaks)
+    if optimizer.momentum and optimizer.name in ("sgd", "rmsprop"):
+        fields["optimizer_bytes"] += 4.0
+    if config.precision.reduce == "bf16":
+        fields["reduce_bytes"] = 2.0
+    return fields
+
+
+def workload_of(
+    config: TrialConfig, device_peaks: Mapping[str, float], *, on_cpu: bool = False
+) -> Workload:
+    """Return the workload of a trial on a device with these peaks.
+
+    Args:
+        config: The trial.
+        device_peaks: FLOP/s by precision.
+        on_cpu: Whether workers are cores, to which offloading changes nothing.
+    """
     layout, execution = config.layout, config.execution
     return Workload(
         **model_fields(shape_of(config.model)),
-        **precision_fields(config.precision.compute, config.optimizer.name, device_peaks),
+        **_recipe(config, device_peaks),
+        bubble=_BUBBLES.get(layout.pipeline_schedule, 1.0),
+        holds_all=float(layout.pipeline_schedule == "gpipe"),
+        local_steps=layout.local_steps,
+        offloaded=float(layout.cpu_offload and not on_cpu),
         data=layout.data_shards,
         shard=layout.shard_parallel,
         zero_stage=layout.zero_stage if layout.shard_parallel > 1 else 0,

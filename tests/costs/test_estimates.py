@@ -12,6 +12,7 @@ from planner.errors import ConfigError
 from planner.trial import (
     BatchConfig,
     ModelConfig,
+    OptimizerConfig,
     ParallelLayout,
     PrecisionConfig,
     TrainConfig,
@@ -114,3 +115,53 @@ def test_a_cpu_core_trains_a_small_model_at_the_measured_rate():
     assert cost.usd is None
     assert cost.kwh is None
     assert cost.confidence == "low"
+
+
+def pipelined(schedule, **layout):
+    return TrialConfig(
+        model=GPT_7B,
+        train=TrainConfig(tokens=10**9),
+        batch=BatchConfig(sequences_per_step=64, micro_batch_sequences=1),
+        layout=ParallelLayout(pipeline_parallel=4, pipeline_schedule=schedule, **layout),
+        precision=PrecisionConfig(compute="bf16"),
+    )
+
+
+def test_a_split_backward_pass_shortens_the_bubble_and_gpipe_holds_every_micro_batch(h100):
+    plain = estimate(pipelined("1f1b"), h100)
+    split = estimate(pipelined("interleaved-zero-bubble", virtual_pipeline=2), h100)
+    every = estimate(pipelined("gpipe"), h100)
+    assert split.step_breakdown_seconds["pipeline"] < plain.step_breakdown_seconds["pipeline"]
+    ratio = (
+        every.memory_breakdown_bytes["activations"] / plain.memory_breakdown_bytes["activations"]
+    )
+    assert ratio > 4
+
+
+def test_settings_that_move_states_and_gradients_are_priced(h100):
+    base = trial(shard_parallel=8, data_parallel=8)
+    offloaded = base.replace(layout=base.layout.replace(cpu_offload=True))
+    rarely = base.replace(layout=base.layout.replace(local_steps=10))
+    first, moved, rare = (estimate(c, h100) for c in (base, offloaded, rarely))
+    assert moved.memory_breakdown_bytes["optimizer"] == 0
+    assert moved.step_breakdown_seconds["optimizer"] > first.step_breakdown_seconds["optimizer"]
+    assert rare.step_breakdown_seconds["data"] < first.step_breakdown_seconds["data"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "bytes_per_param"),
+    [("sgd", 0), ("adagrad", 4), ("rmsprop", 4), ("adam", 8), ("adamw", 8), ("lamb", 8)],
+)
+def test_moments_follow_the_optimizer(h100, optimizer, bytes_per_param):
+    config = trial(shard_parallel=64).replace(optimizer=OptimizerConfig(name=optimizer))
+    cost = estimate(config, h100)
+    per_param = cost.memory_breakdown_bytes["optimizer"] / cost.num_params * 64
+    assert per_param == pytest.approx(bytes_per_param, abs=0.1)
+
+
+def test_momentum_adds_a_moment(h100):
+    config = trial(shard_parallel=64).replace(optimizer=OptimizerConfig(name="sgd", momentum=0.9))
+    cost = estimate(config, h100)
+    assert cost.memory_breakdown_bytes["optimizer"] / cost.num_params * 64 == pytest.approx(
+        4, abs=0.1
+    )
