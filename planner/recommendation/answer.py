@@ -136,6 +136,8 @@ class Calibration:
     """Measured tokens per second over the estimate's, one per size; held beyond the ends."""
     multi_worker_factor: float = 1.0
     """Further factor for more than one worker."""
+    num_workers: tuple[int, ...] = ()
+    """Numbers of workers that were measured."""
     note: str = ""
 
 
@@ -256,7 +258,8 @@ def _nested(document: dict[str, Any]) -> dict[str, Any]:
         "learning_rate": TunedSetting(**document["learning_rate"]),
         "tokens_per_step": TunedSetting(**document["tokens_per_step"]),
         "calibration": Calibration(
-            **calibration | {name: tuple(calibration[name]) for name in ("num_params", "ratios")}
+            **calibration
+            | {name: tuple(calibration[name]) for name in ("num_params", "ratios", "num_workers")}
         ),
         **{
             name: tuple(document[name])

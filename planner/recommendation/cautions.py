@@ -222,6 +222,13 @@ def _of_training(found: Findings) -> Iterator[Caution]:
         )
     if not found.calibration.is_measured:
         yield Caution(code="speed_not_measured", message=f"{found.calibration.note}.")
+    elif row.num_workers > 1 and max(found.calibration.num_workers) == 1:
+        yield Caution(
+            code="workers_not_measured",
+            value=row.num_workers,
+            message=f"every measured trial ran on one worker: what {row.num_workers} gain is "
+            "estimated.",
+        )
     if found.unique_tokens and row.train_tokens > _MANY_EPOCHS * found.unique_tokens:
         epochs = row.train_tokens / found.unique_tokens
         yield Caution(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -54,14 +55,8 @@ def calibrate(
     )
     several = [r / speed_ratio(base, s, 1) for s, r, workers in measured if workers > 1]
     factor = float(np.median(several)) if several and len(single) < len(measured) else 1.0
-    return Calibration(
-        is_measured=True,
-        num_trials=base.num_trials,
-        num_params=base.num_params,
-        ratios=base.ratios,
-        multi_worker_factor=factor,
-        note=base.note,
-    )
+    workers = tuple(sorted({workers for _, _, workers in measured}))
+    return replace(base, multi_worker_factor=factor, num_workers=workers)
 
 
 def _ratio(trial: TrialResult, cluster: Cluster) -> float | None:

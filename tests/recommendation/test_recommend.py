@@ -286,6 +286,7 @@ def test_warnings_name_extrapolation_the_edge_and_repeated_data(
     assert {"extrapolation", "edge_of_space", "repeated_data", "tokens_outside_fit"} <= set(codes)
     assert codes["extrapolation"].value == pytest.approx(far.extrapolation_factor)
     assert far.confidence == "low"
+    assert "workers_not_measured" in codes
     near = recommend(law, Budget(flops=5e13), results.study, results=results)
     assert "extrapolation" not in {warning.code for warning in near.warnings}
 

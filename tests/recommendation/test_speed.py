@@ -43,6 +43,7 @@ def test_several_workers_have_a_factor_of_their_own(results: Results) -> None:
     trials += [at_ratio(trial, results, 0.3, workers=2) for trial in results.trials[10:15]]
     found = calibrate(trials, results.study.cluster, cluster)
     assert found.multi_worker_factor == pytest.approx(0.5)
+    assert found.num_workers == (1, 2)
     assert speed_ratio(found, 1e6, 2) == pytest.approx(0.3)
 
 
