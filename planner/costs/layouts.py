@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LayoutChoice", "LayoutProblem", "LayoutSearch", "enumerate_layouts", "search_layouts"]
 
-_CHUNK: Final = 16_384
+_CHUNK: Final = 8_192
 """Candidates evaluated at a time; their arrays stay in the cache."""
 _MAX_MICRO_BATCH: Final = 64
 
