@@ -104,7 +104,14 @@ def submit(
     folder = RunFolder.create(_with_absolute_corpus(study), name, root)
     submission_id = f"planner-{folder.name}-{int(time.time())}"
     interpreter = python or (sys.executable if _is_local(address) else "python")
-    arguments = [interpreter, "-m", "planner.cli.job_entrypoint", "study.json", folder.name, submission_id]
+    arguments = [
+        interpreter,
+        "-m",
+        "planner.cli.job_entrypoint",
+        "study.json",
+        folder.name,
+        submission_id,
+    ]
     with tempfile.TemporaryDirectory() as working_dir:
         Path(working_dir, "study.json").write_bytes(folder.study.read_bytes())
         try:
