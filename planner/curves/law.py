@@ -62,6 +62,22 @@ class FittedRange:
     train_flops: tuple[float, float]
     loss: tuple[float, float]
 
+    def beyond(
+        self, num_params: FloatArray, num_tokens: FloatArray, flops_factor: FloatArray
+    ) -> FloatArray:
+        """Return how far outside the fit a training lies, as a ratio of compute, at least 1.
+
+        A size or a token count outside counts as its square, which is how compute grows with
+        either when both grow alike.
+        """
+        ratios = [flops_factor]
+        for values, (least, most) in (
+            (num_params, self.num_params),
+            (num_tokens, self.num_tokens),
+        ):
+            ratios += [(values / most) ** 2, (least / values) ** 2]
+        return np.asarray(np.maximum(np.max(ratios, axis=0), 1.0))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backtest:
@@ -210,7 +226,8 @@ class ScalingLaw:
         draws = self.log_loss_draws(flat)
         tails = [0.5 - 0.5 * level, 0.5 + 0.5 * level]
         confidence = np.quantile(draws, tails, axis=0)
-        spread = np.hypot(self.noise, self.extrapolation.standard_deviation(factor))
+        beyond = self.fitted_range.beyond(flat["num_params"], flat["num_tokens"], factor)
+        spread = np.hypot(self.noise, self.extrapolation.standard_deviation(beyond))
         standard = standard_noise(draws.shape[0], self.seed)
         predicted = np.quantile(draws + standard[:, None] * spread, tails, axis=0)
         low, high = np.minimum(predicted[0], center), np.maximum(predicted[1], center)
