@@ -113,7 +113,7 @@ def progress_of(sweep: Sweep, line: Line) -> Progress:
         budget=sweep.accounts.budget,
         spend=sweep.spend(),
         counts=dict(Counter(r.state for r in sweep.trials.values())),
-        num_wanted=sweep.study.search.num_trials,
+        num_wanted=sweep.num_wanted,
         best=_best(sweep),
         running=tuple(r.result(sweep.now) for r in sweep.running),
         last=record.result(sweep.now) if record else None,
@@ -139,9 +139,9 @@ def _seconds_left(sweep: Sweep) -> float | None:
     hours = [accounts.need(record, correction, sweep.now).device_hours for record in known]
     if sweep.is_stopping:
         return 0.0
-    wanted = sweep.study.search.num_trials
-    feasible = sum(r.state is not TrialState.INFEASIBLE for r in sweep.trials.values())
-    further = max(0, wanted - feasible) if wanted else 0
+    rejected = sum(r.state is TrialState.INFEASIBLE for r in sweep.trials.values())
+    counted = 0 if sweep.study.search.algorithm == "grid" else rejected
+    further = max(0, (sweep.num_wanted or 0) - len(sweep.trials) + counted)
     planned = [r.planned.device_hours for r in sweep.trials.values() if r.planned]
     if not planned:
         return None

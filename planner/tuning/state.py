@@ -6,9 +6,13 @@ rebuilds them when a ledger is replayed.
 
 from __future__ import annotations
 
+from itertools import islice
+from typing import Final
+
 from planner.budget import Budget, Spend
 from planner.config import parse_config
 from planner.costs import Cluster
+from planner.planning import proposals
 from planner.study import Study
 from planner.trial import TrialConfig, TrialState
 from planner.tuning.accounts import Accounts
@@ -18,6 +22,10 @@ from planner.tuning.schedulers import Scheduler
 from planner.tuning.searchers import Outcome, Searcher
 
 __all__ = ["SweepState"]
+
+
+_MOST_COUNTED: Final = 10_000
+"""Points of a grid beyond which nobody counts."""
 
 
 class SweepState:
@@ -50,6 +58,8 @@ class SweepState:
         """Nothing is started any more."""
         self.give_up: str | None = None
         """The failure for which the study gave up, if it did."""
+        self.num_wanted = _num_wanted(study)
+        """Trials that the study asks for; of a grid all its points, those included that cannot run."""
         self._searcher, self._scheduler = searcher, scheduler
         self._waiting: list[str] = []
         self._running: dict[str, TrialRecord] = {}
@@ -220,6 +230,12 @@ class SweepState:
     def _leave_running(self, record: TrialRecord) -> None:
         self._running.pop(record.trial, None)
         self.accounts.close_attempt(record, self.now)
+
+
+def _num_wanted(study: Study) -> int | None:
+    if study.search.num_trials is not None or study.search.algorithm != "grid":
+        return study.search.num_trials
+    return sum(1 for _ in islice(proposals(study), _MOST_COUNTED))
 
 
 def _outcome(record: TrialRecord, loss: float | None) -> Outcome:
