@@ -20,6 +20,7 @@ from planner.curves.downstream import (
     DownstreamLink,
     fit_downstream_link,
 )
+from planner.curves.envelope import Envelope, fit_envelope
 from planner.curves.fitting import fit
 from planner.curves.forms import CurveForm, curve_forms
 from planner.curves.isoflop import IsoflopProfile, SizeFrontier, fit_frontier, isoflop_profiles
@@ -57,6 +58,7 @@ __all__ = [
     "CriticalBatch",
     "CurveForm",
     "DownstreamLink",
+    "Envelope",
     "ExtrapolationError",
     "FitWarning",
     "FittedRange",
@@ -82,6 +84,7 @@ __all__ = [
     "fit_compression_curves",
     "fit_critical_batch",
     "fit_downstream_link",
+    "fit_envelope",
     "fit_frontier",
     "fit_learning_curve",
     "fit_power_law",
