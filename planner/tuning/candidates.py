@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search_space import Point, SearchSpace
+from planner.search_space import Distribution, Point, SearchSpace
 from planner.tuning.encoding import Encoder, finite_points, key_of, position_of
 
 __all__ = ["Candidates", "FinitePool", "OpenPool", "make_pool"]
@@ -18,9 +18,9 @@ Array = NDArray[np.float64]
 
 _MOST_LISTED: Final = 4096
 """Points of a space that is listed whole."""
-_NUM_ANYWHERE: Final = 224
+_NUM_ANYWHERE: Final = 144
 """Candidates drawn anywhere in a space that is not."""
-_NUM_NEAR: Final = 16
+_NUM_NEAR: Final = 8
 """Candidates near each of the best points."""
 _WIDTHS: Final = (0.2, 0.07, 0.02)
 """Standard deviations of the steps from a point to those near it, in widths of the space."""
@@ -80,6 +80,7 @@ class OpenPool:
         self._space, self._base, self._encoder = space, base, encoder
         self._names = list(space.parameters)
         self._seen: set[str] = set()
+        self._may_repeat = all(_is_discrete(d) for d in space.parameters.values())
 
     def draw(self, rng: np.random.Generator, near: Iterable[Point]) -> Candidates | None:
         """Return random points, and points a random step away from those in `near`."""
@@ -90,7 +91,7 @@ class OpenPool:
             self._space.point(dict(zip(self._names, row, strict=True)), self._base)
             for row in positions.tolist()
         ]
-        fresh = [p for p in points if key_of(p) not in self._seen] if self._seen else points
+        fresh = [p for p in points if key_of(p) not in self._seen] if self._may_repeat else points
         fresh = fresh or points
         return Candidates(points=fresh, vectors=self._encoder.encode(fresh))
 
@@ -109,6 +110,10 @@ class OpenPool:
     def remove(self, point: Point) -> None:
         """Do not offer a point again while there are others."""
         self._seen.add(key_of(point))
+
+
+def _is_discrete(distribution: Distribution) -> bool:
+    return distribution.choice is not None or distribution.is_integer or distribution.q is not None
 
 
 def make_pool(
