@@ -99,7 +99,7 @@ def _echo_estimate(options: dict[str, Any]) -> None:
     )
     tokens = options["tokens"]
     amount = parse_count(tokens) if tokens else 20.0 * count_shape_params(shape).non_embedding
-    calibration = _calibration(options["calibrate"])
+    calibration = _calibration(options["calibrate"], cluster.device.name)
     found = quote(problem, amount, num_best=options["top"], calibration=calibration)
     if options["as_json"]:
         echo_json(_document(found, cluster))
@@ -107,7 +107,8 @@ def _echo_estimate(options: dict[str, Any]) -> None:
         _echo_quote(found, cluster)
 
 
-def _calibration(path: Path | None) -> Calibration | None:
+def _calibration(path: Path | None, device: str) -> Calibration | None:
+    """Return the calibration on the rows of a table that ran on the device."""
     if path is None:
         return None
     from planner.costs.calibration import calibrate
@@ -115,10 +116,16 @@ def _calibration(path: Path | None) -> Calibration | None:
     from planner.costs.tables import TableRow, read_table
     from planner.errors import ConfigError
 
-    trials = [trial_of(row) for row in read_table(path) if isinstance(row, TableRow)]
-    if not trials:
-        raise ConfigError(f"{path} holds no row that can be read.", hint="planner estimate --table")
-    return calibrate(trials)
+    rows = [row for row in read_table(path) if isinstance(row, TableRow)]
+    own = [row for row in rows if row.cluster.device.name == device]
+    sources = {row.source for row in own}
+    if len(sources) != 1:
+        raise ConfigError(
+            f"--calibrate needs the rows of one cluster: {path} has {len(sources)} sources with "
+            f"{device}{': ' + ', '.join(sorted(sources)) if sources else ''}.",
+            hint="Keep the rows that were measured on your cluster, under one name in `source`.",
+        )
+    return calibrate([trial_of(row) for row in own])
 
 
 def _document(found: Quote, cluster: Cluster) -> dict[str, Any]:
@@ -276,12 +283,13 @@ def _echo_models(as_json: bool) -> None:
 
 
 def _echo_scores(path: Path, calibrate: Path | None, as_json: bool) -> None:
-    from planner.costs.scores import score_table
+    from planner.costs.scores import calibrate_by_cluster, score_table
     from planner.costs.tables import UnreadRow, read_table
     from planner.units import format_bytes, format_seconds
 
     rows = read_table(path)
-    scores = score_table(rows, _calibration(calibrate))
+    measured = calibrate_by_cluster(read_table(calibrate)) if calibrate else None
+    scores = score_table(rows, measured)
     unread = [row for row in rows if isinstance(row, UnreadRow)]
     if as_json:
         echo_json({"rows": scores, "unread": unread})

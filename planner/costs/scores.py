@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -15,7 +15,7 @@ from planner.costs.tables import TableRow, UnreadRow
 if TYPE_CHECKING:
     from planner.costs.calibration import Calibration, MeasuredTrial
 
-__all__ = ["RowScore", "memory_constants_of", "score_table", "trial_of"]
+__all__ = ["RowScore", "calibrate_by_cluster", "memory_constants_of", "score_table", "trial_of"]
 
 FRAGMENTATION: Final = 1.08
 """Reserved over allocated activations: 5-10 % in practice."""
@@ -38,11 +38,31 @@ class RowScore:
     confidence_reason: str
 
 
+def cluster_key(row: TableRow) -> tuple[str, str]:
+    """Return what stands for one cluster in a table: a source and a device."""
+    return row.source, row.cluster.device.name
+
+
+def calibrate_by_cluster(
+    rows: Sequence[TableRow | UnreadRow],
+) -> dict[tuple[str, str], Calibration]:
+    """Return a calibration for every cluster with measured rows; clusters are never mixed."""
+    from planner.costs.calibration import calibrate
+
+    groups: dict[tuple[str, str], list[MeasuredTrial]] = {}
+    for row in rows:
+        if isinstance(row, TableRow) and (row.step_seconds or row.memory_bytes):
+            groups.setdefault(cluster_key(row), []).append(trial_of(row))
+    return {key: calibrate(trials) for key, trials in groups.items()}
+
+
 def score_table(
-    rows: Sequence[TableRow | UnreadRow], calibration: Calibration | None = None
+    rows: Sequence[TableRow | UnreadRow],
+    calibrations: Mapping[tuple[str, str], Calibration] | None = None,
 ) -> list[RowScore]:
-    """Return the estimate of every row that was read."""
-    return [_score(row, calibration) for row in rows if isinstance(row, TableRow)]
+    """Return the estimate of every row that was read, calibrated where its cluster is."""
+    found = calibrations or {}
+    return [_score(row, found.get(cluster_key(row))) for row in rows if isinstance(row, TableRow)]
 
 
 def _score(row: TableRow, calibration: Calibration | None) -> RowScore:

@@ -94,3 +94,30 @@ def test_a_convolutional_network_is_estimated(capsys):
     assert code == 0
     assert "25.6M" in out
     assert "confidence: low" in err
+
+
+def test_a_table_is_scored_with_and_without_calibration(capsys, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        "source,layers,hidden,heads,seq,gpu,gpus,gbs,mbs,tp,fsdp,step_s\n"
+        "mine,32,4096,32,8192,H100-SXM,8,64,1,1,1,30\n"
+        "mine,32,4096,32,4096,H100-SXM,8,64,2,1,1,14\n"
+    )
+    plain = json.loads(run(capsys, "estimate", "--table", str(path), "--json")[1])["rows"]
+    fitted = json.loads(
+        run(capsys, "estimate", "--table", str(path), "--calibrate", str(path), "--json")[1]
+    )["rows"]
+    assert len(plain) == len(fitted) == 2
+    assert abs(fitted[0]["step_seconds"] - 30) < abs(plain[0]["step_seconds"] - 30)
+
+
+def test_calibration_rows_of_another_device_are_refused(capsys, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        "source,layers,hidden,heads,seq,gpu,gpus,gbs,mbs,step_s\nmine,32,4096,32,8192,A100,8,64,1,30\n"
+    )
+    code, _, err = run(
+        capsys, "estimate", "--model", "gpt-7b", "--cluster", "8xh100-sxm", "--calibrate", str(path)
+    )
+    assert code == 2
+    assert "needs the rows of one cluster" in err

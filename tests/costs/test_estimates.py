@@ -165,3 +165,12 @@ def test_momentum_adds_a_moment(h100):
     assert cost.memory_breakdown_bytes["optimizer"] / cost.num_params * 64 == pytest.approx(
         4, abs=0.1
     )
+
+
+def test_doubling_the_tokens_doubles_flops_time_and_money(h100):
+    one = estimate(trial(tokens=2**31, shard_parallel=64), h100)
+    two = estimate(trial(tokens=2**32, shard_parallel=64), h100)
+    assert two.train_flops == 2 * one.train_flops
+    assert two.train_seconds == pytest.approx(2 * one.train_seconds)
+    assert two.step_seconds == one.step_seconds
+    assert two.usd - one.usd == pytest.approx(one.train_seconds * 64 / 3600 * 2.95)

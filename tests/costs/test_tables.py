@@ -1,7 +1,7 @@
 import pytest
 
 from planner.costs.convnets import convnet_cost
-from planner.costs.scores import score_table, trial_of
+from planner.costs.scores import calibrate_by_cluster, score_table, trial_of
 from planner.costs.shapes import named_shape
 from planner.costs.tables import TableRow, UnreadRow, device_name, read_table
 from planner.errors import ConfigError
@@ -99,3 +99,12 @@ def test_a_convolutional_network_has_a_step_time_and_needs_whole_images(cluster_
     assert 10_000 < 2048 / two.step_seconds < 40_000
     with pytest.raises(ConfigError, match="multiple of the devices"):
         convnet_cost(shape, cluster, images_per_step=1001, precision="bf16")
+
+
+def test_rows_calibrate_their_own_cluster_and_no_other(tmp_path):
+    measured = read_table(write(tmp_path / "m.csv", line(step="30"), line(gpus="16", step="16")))
+    others = read_table(write(tmp_path / "t.csv", line(), line(gpu="A100-SXM")))
+    before, after = score_table(others), score_table(others, calibrate_by_cluster(measured))
+    assert after[0].step_seconds > 1.3 * before[0].step_seconds
+    assert after[0].confidence == "high"
+    assert after[1] == before[1]
