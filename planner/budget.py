@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Self
 
 from pydantic import model_validator
@@ -33,7 +33,11 @@ class Spend:
     def __add__(self, other: Spend) -> Spend:
         """Return the sum, field by field."""
         return Spend(
-            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+            flops=self.flops + other.flops,
+            device_hours=self.device_hours + other.device_hours,
+            usd=self.usd + other.usd,
+            seconds=self.seconds + other.seconds,
+            kwh=self.kwh + other.kwh,
         )
 
 
@@ -73,12 +77,18 @@ class Budget(Config):
 
     def limits(self) -> dict[str, float]:
         """Return the limits that are set, by field."""
-        return {k: v for k, v in self.model_dump().items() if v is not None}
+        named = {
+            "flops": self.flops,
+            "device_hours": self.device_hours,
+            "usd": self.usd,
+            "seconds": self.seconds,
+            "kwh": self.kwh,
+        }
+        return {name: limit for name, limit in named.items() if limit is not None}
 
     def remaining(self, spend: Spend) -> dict[str, float]:
         """Return what is left of each limit; negative where it was exceeded."""
-        spent = asdict(spend)
-        return {name: limit - spent[name] for name, limit in self.limits().items()}
+        return {name: limit - getattr(spend, name) for name, limit in self.limits().items()}
 
     def spent_fraction(self, spend: Spend) -> float:
         """Return the largest share of any limit that has been spent.
@@ -95,9 +105,8 @@ class Budget(Config):
         >>> Budget(usd=10.0).exceeded_by(Spend(usd=10.0))
         'usd'
         """
-        over = {
-            n: -left / self.limits()[n] for n, left in self.remaining(spend).items() if left <= 0
-        }
+        over = {n: -left for n, left in self.remaining(spend).items() if left <= 0}
+        over = {n: excess / self.limits()[n] for n, excess in over.items()}
         return max(over, key=lambda name: over[name]) if over else None
 
     def plus(self, extra: Budget) -> Budget:
