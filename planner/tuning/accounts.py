@@ -59,7 +59,7 @@ class Accounts:
         # Asked at every report: plain sums, since building a Spend per trial is half of the work.
         for record in running:
             attempt = record.attempts[-1]
-            took = attempt.elapsed_seconds(now) * record.num_workers / SECONDS_PER_HOUR
+            took = attempt.elapsed_seconds(now) * attempt.num_workers / SECONDS_PER_HOUR
             flops += attempt.burnt_flops()
             hours += took
             usd += took * record.usd_per_device_hour
