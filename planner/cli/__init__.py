@@ -65,14 +65,14 @@ class _Verbs(click.Group):
 @click.version_option(package_name="planner")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def _planner(debug: bool) -> None:
-    r"""I have this much compute: what should I train, and how?
+    """I have this much compute: what should I train, and how?
 
     \b
     Example:
       planner plan quickstart
       planner sweep quickstart
       planner recommend quickstart --budget "2e15 flops"
-    """
+    """  # noqa: D301 -- click's mark for lines that it must not wrap
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
