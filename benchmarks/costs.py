@@ -143,10 +143,10 @@ def _report_errors(
         else:
             pairs = _splits(own, rows, same)
         found = {k: _errors(pairs, k, score) for k in sizes}
-        kinds = ["all"] + (["dense"] if not any(r.shape.num_experts for r in rows) else [])
-        kinds += (
-            ["multi-node"] if name.split("/")[0] not in ("vtrain_single", "mcore_golden") else []
-        )
+        is_dense = not any(r.shape.num_experts for r in rows)
+        is_large = name.split("/")[0] not in ("vtrain_single", "mcore_golden")
+        kinds = ["all"] + ["dense"] * is_dense + ["multi-node"] * is_large
+        kinds += ["multi-node, dense"] * (is_dense and is_large)
         for kind in kinds:
             for k in sizes:
                 pooled.setdefault((kind, k), []).extend(found[k])
@@ -159,7 +159,7 @@ def _report_errors(
                 _coverage(found[10]),
             ]
         )
-    for kind in ("multi-node", "dense", "all"):
+    for kind in ("multi-node, dense", "multi-node", "dense", "all"):
         if (kind, 0) in pooled:
             lines.append([f"**pooled, {kind}**", "", *(_cell(pooled[kind, k]) for k in sizes),
                           _coverage(pooled[kind, 0]), _coverage(pooled[kind, 10])])  # fmt: skip
