@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Mapping
+from bisect import bisect_left, insort
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from planner.study import SchedulerConfig
@@ -67,6 +68,8 @@ class Asha:
         self._grace = config.grace_fraction
         self._within = config.within
         self._losses: dict[tuple[str, int], dict[str, float]] = {}
+        self._ranked: dict[tuple[str, int], list[float]] = {}
+        """Finite losses at a rung, rising, so that a rank costs no walk through all trials."""
 
     def rungs(self, planned_flops: float) -> tuple[float, ...]:
         """Return the powers of the reduction factor between the grace and the trial's end.
@@ -89,19 +92,23 @@ class Asha:
         for rung in self.rungs(planned_flops):
             if flops < rung * (1 - _SAME):
                 break
-            level = self._losses.setdefault((group, round(math.log(rung, self._factor))), {})
+            key = (group, round(math.log(rung, self._factor)))
+            level, ranked = self._losses.setdefault(key, {}), self._ranked.setdefault(key, [])
             if trial in level:
                 continue
             level[trial] = loss
-            if not self._is_among_best(loss, level):
+            if math.isfinite(loss):
+                insort(ranked, loss)
+            if not self._is_among_best(loss, level, ranked):
                 return Decision.STOP
         return Decision.CONTINUE
 
-    def _is_among_best(self, loss: float, level: Mapping[str, float]) -> bool:
+    def _is_among_best(
+        self, loss: float, level: Mapping[str, float], ranked: Sequence[float]
+    ) -> bool:
         if not math.isfinite(loss):
             return False
-        kept = max(1, int(len(level) / self._factor))
-        return sum(other < loss for other in level.values()) < kept
+        return bisect_left(ranked, loss) < max(1, int(len(level) / self._factor))
 
 
 class Median(Asha):
@@ -111,7 +118,9 @@ class Median(Asha):
     Vizier), section 3.2, with the loss at a rung in the place of the mean up to it.
     """
 
-    def _is_among_best(self, loss: float, level: Mapping[str, float]) -> bool:
+    def _is_among_best(
+        self, loss: float, level: Mapping[str, float], ranked: Sequence[float]
+    ) -> bool:
         if not math.isfinite(loss):
             return False
         return len(level) <= _MIN_FOR_MEDIAN or loss <= statistics.median(level.values())
