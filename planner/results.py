@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,7 @@ _INTEGERS: Final = frozenset(
     {"num_workers", "num_params", "num_params_non_embedding", "train_tokens", "num_steps",
      "num_attempts", "attempt"}
 )  # fmt: skip
+_ASKED: Final = ("learning_rate", "tokens_per_step", "unique_tokens")
 _TEXTS: Final = frozenset({"trial", "state", "reason", "config", "metrics"})
 
 
@@ -109,20 +111,38 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def trials_frame(trials: Iterable[TrialResult], parameters: Sequence[str]) -> pd.DataFrame:
-    """Return one row per trial: a column per parameter, then the columns of TrialResult."""
-    rows = []
-    for trial in trials:
-        row = asdict(trial)
-        row["config"] = json.dumps(trial.config)
-        row["metrics"] = json.dumps(trial.metrics)
-        row["state"] = str(trial.state)
-        rows.append(row)
+    """Return one row per trial: what varied, the columns of TrialResult, then what fits ask for.
+
+    The last are `learning_rate`, `tokens_per_step` and `unique_tokens`, also where they were fixed.
+    """
+    kept = list(trials)
+    rows = [
+        asdict(trial)
+        | {
+            "config": json.dumps(trial.config),
+            "metrics": json.dumps(trial.metrics),
+            "state": str(trial.state),
+        }
+        for trial in kept
+    ]
     table = _typed(pd.DataFrame(rows, columns=_columns(TrialResult)))
-    varied = {
-        name: [_cell(value_at(trial.config, name)) for trial in trials] for name in parameters
+    varied = pd.DataFrame(
+        {name: [_cell(value_at(trial.config, name)) for trial in kept] for name in parameters}
+    )
+    asked = _typed(pd.DataFrame([_asked_of(trial) for trial in kept], columns=[*_ASKED]))
+    rest = table.drop(columns=["trial", "state"])
+    return pd.concat([table[["trial", "state"]], varied, rest, asked], axis=1)
+
+
+def _asked_of(trial: TrialResult) -> dict[str, object]:
+    """Return what a fit asks of a row besides size, tokens and loss."""
+    steps_of = (("batch", "sequences_per_step"), ("model", "sequence_length"))
+    factors = [trial.config.get(group, {}).get(name) for group, name in steps_of]
+    return {
+        "learning_rate": value_at(trial.config, "optimizer.learning_rate"),
+        "tokens_per_step": None if None in factors else prod(factors),
+        "unique_tokens": trial.metrics.get("unique_tokens"),
     }
-    return pd.concat([table[["trial", "state"]], pd.DataFrame(varied), table.iloc[:, 1:].drop(
-        columns="state")], axis=1)  # fmt: skip
 
 
 def _cell(value: object) -> object:
