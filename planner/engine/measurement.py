@@ -35,6 +35,8 @@ class Clock:
     """In steps alone."""
     step_tokens: int = 0
     """Tokens of those steps."""
+    compile_seconds: float = 0.0
+    """In first steps that compile."""
     elapsed_before: float = 0.0
     """Of former attempts, up to the checkpoint that was resumed."""
     _started: float = field(default_factory=time.monotonic)
@@ -60,6 +62,10 @@ class Clock:
     def lap_validation(self) -> None:
         """Charge the time since the last lap to validation."""
         self.train_seconds += self._lap()
+
+    def lap_compilation(self) -> None:
+        """Charge the time since the last lap to compilation: a first step that compiles."""
+        self.compile_seconds += self._lap()
 
     def skip(self) -> None:
         """Charge the time since the last lap to nothing: checkpoints, reports, start-up."""

@@ -143,6 +143,8 @@ class _Run:
 
     def prepare(self, checkpoint_dir: Path | None, *, resume: bool) -> None:
         """Load the corpus, build the model and go to the newest checkpoint."""
+        if self.workers.device.type == "cpu":
+            torch.set_num_threads(self.config.execution.threads_per_worker)
         check_host_memory(self._state_bytes(), self.workers.device)
         self.corpus = load_corpus(self.config.data)
         windows = Windows.of(self.config, self.corpus)
@@ -221,6 +223,9 @@ class _Run:
         size = min(wanted, -(-left // unit) * unit)
         progress = min(1.0, (self.sequences + size) / self.total_sequences)
         loss = self.stepper.step(self.sequences, size, progress)
+        if self.config.execution.compile and not self.clock.compile_seconds:
+            self.clock.lap_compilation()
+            self._reported_sequences += size
         self._loss_sum += loss
         self._loss_steps += 1
         self.step += 1
@@ -378,6 +383,8 @@ class _Run:
             metrics["unigram_entropy"] = unigram_entropy(self.corpus)
         if self.config.precision.emulate != "none":
             metrics["emulated_precision"] = 1.0
+        if self.config.execution.compile:
+            metrics["compile_seconds"] = self.clock.compile_seconds
         if self.config.execution.fit_micro_batch:
             metrics["micro_batch_sequences"] = float(self.config.micro_batch_sequences)
         return TrialResult(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -67,14 +67,20 @@ class Workers:
 
     def leave_reason(self, reason: str) -> None:
         """Tell the others why this worker fails, so that they can say it too."""
-        if self.store is not None and not self.store.check([_FAILURE_KEY]):
-            self.store.set(_FAILURE_KEY, reason)
+        if self.store is None:
+            return
+        with suppress(RuntimeError):  # the worker that kept the notes may be gone
+            if not self.store.check([_FAILURE_KEY]):
+                self.store.set(_FAILURE_KEY, reason)
 
     def read_reason(self) -> str | None:
         """Return the reason that a failing worker left, or None."""
-        if self.store is None or not self.store.check([_FAILURE_KEY]):
+        if self.store is None:
             return None
-        return self.store.get(_FAILURE_KEY).decode()
+        with suppress(RuntimeError):  # the worker that kept the notes may be gone
+            if self.store.check([_FAILURE_KEY]):
+                return str(self.store.get(_FAILURE_KEY).decode())
+        return None
 
 
 @contextmanager
