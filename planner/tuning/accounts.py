@@ -6,7 +6,6 @@ All amounts are kept as running sums, so that asking costs as much as there are 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, replace
 from typing import Final
 
 from planner.budget import Budget, Spend
@@ -117,10 +116,9 @@ class Accounts:
         reserved = Spend()
         for other in running:
             reserved = reserved + self.need(other, correction, now)
-        aside = asdict(replace(reserved, seconds=0.0))
-        wanted = asdict(self.need(record, correction, now))
+        wanted = self.need(record, correction, now)
         for name, left in self.budget.remaining(self.spend(running, now)).items():
-            free = left - aside[name]
-            if wanted[name] > free:
-                return name, wanted[name], free
+            free = left if name == "seconds" else left - getattr(reserved, name)
+            if getattr(wanted, name) > free:
+                return name, getattr(wanted, name), free
         return None
