@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import statistics
 import sys
 import tempfile
 import time
@@ -118,10 +119,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--reports", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=1, help="of planner and stock with reuse")
     parser.add_argument("--slow-trials", type=int, help="trials without reuse; by default all")
     options = parser.parse_args()
-    os.environ[REPORTS_VARIABLE] = str(options.reports)
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    reports = options.reports
+    os.environ[REPORTS_VARIABLE] = str(reports)
+    logging.disable(logging.ERROR)
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     print(f"load average at the start: {os.getloadavg()[0]:.1f}")
@@ -131,16 +134,25 @@ def main() -> None:
     print("|---|---|---|---|", flush=True)
     run_ours(Path(tempfile.mkdtemp()), 4)
     before = left_behind()
-    ours = measure(
-        "planner", lambda f: run_ours(f, options.trials), options.trials, options.reports
-    )
-    time.sleep(3)
-    after = left_behind()
-    reuse = measure("stock Tune, reuse", lambda f: run_stock(f, options.trials, reuse=True),
-                    options.trials, options.reports)  # fmt: skip
+    rates: dict[str, list[float]] = {"planner": [], "stock": []}
+    for _ in range(options.rounds):
+        rates["planner"].append(
+            measure("planner", lambda f: run_ours(f, options.trials), options.trials, reports)
+        )
+        time.sleep(3)
+        after = left_behind()
+        rates["stock"].append(
+            measure(
+                "stock Tune, reuse",
+                lambda f: run_stock(f, options.trials, reuse=True),
+                options.trials,
+                reports,
+            )
+        )
+    ours, reuse = (statistics.median(rates[name]) for name in ("planner", "stock"))
     count = options.slow_trials or options.trials
     plain = measure("stock Tune, no reuse", lambda f: run_stock(f, count, reuse=False), count,
-                    options.reports)  # fmt: skip
+                    reports)  # fmt: skip
     print(f"planner / stock without reuse: {ours / plain:.1f}; with reuse: {ours / reuse:.2f}")
     print("left behind (before -> after):")
     for name, count in before.items():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.study import SchedulerConfig
+from planner.study import SchedulerConfig, SearchConfig
 from planner.tuning.records import Decision
 from planner.tuning.schedulers import Asha, make_scheduler
 
@@ -102,3 +102,19 @@ def test_the_same_reports_give_the_same_answers(name: str) -> None:
         return [scheduler.report(t, {}, 100.0, flops, loss) for t, flops, loss in reports]
 
     assert answers() == answers()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "scheduler", "allowed"),
+    [("cmaes", "asha", False), ("grid", "bohb", False), ("bayesian", "pbt", False),
+     ("bayesian", "bohb", True), ("random", "hyperband", True)],
+)  # fmt: skip
+def test_pairs_that_do_not_go_together_are_refused(
+    algorithm: str, scheduler: str, allowed: bool
+) -> None:
+    data = {"algorithm": algorithm, "num_trials": 4, "scheduler": {"name": scheduler}}
+    if allowed:
+        assert SearchConfig.model_validate(data).scheduler.name == scheduler
+    else:
+        with pytest.raises(ValueError, match=f"algorithm '{algorithm}' goes with scheduler"):
+            SearchConfig.model_validate(data)
