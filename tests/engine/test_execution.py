@@ -118,7 +118,7 @@ def test_width_scaling_makes_a_step_change_as_much_at_any_width(small, make_step
                 small(
                     model={"num_layers": 2, "d_model": width, "tied_head": False},
                     optimizer={
-                        "learning_rate": 1e-2, "width_scaling": scaling, "base_width": 32,
+                        "learning_rate": 3e-3, "width_scaling": scaling, "base_width": 32,
                     },
                 ),
             )
@@ -126,4 +126,4 @@ def test_width_scaling_makes_a_step_change_as_much_at_any_width(small, make_step
         )  # fmt: skip
         return wide / narrow
 
-    assert growth("mup") < 2 < growth("none") / 2
+    assert growth("mup") < 1.5 < growth("none") / 2
