@@ -6,6 +6,8 @@ rebuilds them when a ledger is replayed.
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
 from itertools import islice
 from typing import Final
 
@@ -248,10 +250,16 @@ def _outcome(record: TrialRecord, loss: float | None) -> Outcome:
     )
 
 
+@lru_cache(maxsize=256)
+def _config_of(text: str) -> TrialConfig:
+    """Return a configuration; simulated trials share a few, and reading one is most of a trial."""
+    return parse_config(json.loads(text), TrialConfig, "proposed")
+
+
 def _record_of(line: Line) -> TrialRecord:
     """Return the trial that a `proposed` line describes."""
     data = line.get("config")
-    config = parse_config(data, TrialConfig, line["trial"]) if data and not line["reason"] else None
+    config = _config_of(json.dumps(data)) if data and not line["reason"] else None
     usd, kwh = line.get("usd_per_device_hour"), line.get("kwh_per_device_hour")
     return TrialRecord(
         trial=line["trial"],
