@@ -63,7 +63,7 @@ def _published(num_params: float, num_tokens: float) -> float:
 
     Source: Hoffmann et al. 2022 (arXiv:2203.15556), equation 10.
     """
-    return 1.69 + 406.4 / max(num_params, 1.0) ** 0.34 + 410.7 / max(num_tokens, 1.0) ** 0.28
+    return float(1.69 + 406.4 / max(num_params, 1.0) ** 0.34 + 410.7 / max(num_tokens, 1.0) ** 0.28)
 
 
 def _fitted(name: str, runs: Path | None) -> LossLaw:
