@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Annotated, Any, Final, Self
 
 import numpy as np
@@ -64,7 +65,7 @@ class Distribution(Config):
             Expression.parse(self.when)
         return self
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """Name of the distribution."""
         return next(kind for kind in _KINDS if getattr(self, kind) is not None)
