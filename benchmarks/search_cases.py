@@ -211,7 +211,7 @@ def ask_tell_study(space: SearchSpace, seed: int) -> Study:
         name="asked", question="", search_space=space, base={}, objective=Objective(),
         search=SearchConfig(algorithm="random", num_trials=10_000, seed=seed),
         budget=Budget(seconds=1e9), cluster=ClusterConfig(device="cpu", devices_per_node=1),
-        target=None, checkpoint_seconds=30.0, overrides=(),
+        target=None, overrides=(),
     )  # fmt: skip
 
 

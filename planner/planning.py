@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from pydantic import JsonValue
@@ -67,6 +67,27 @@ class Plan:
     def rejected(self) -> tuple[Candidate, ...]:
         """Candidates that cannot run."""
         return tuple(c for c in self.candidates if not c.is_feasible)
+
+    def to_data(self) -> dict[str, object]:
+        """Return the plan as plain data: the content of `plan.json`."""
+        return {
+            "schema": "planner.plan/1",
+            "study": self.study.name,
+            "candidates": [
+                {
+                    "trial": c.trial,
+                    "state": "planned" if c.is_feasible else "infeasible",
+                    "reason": c.reason,
+                    "point": c.point,
+                    "config": None if c.config is None else c.config.model_dump(mode="json"),
+                    "cost": None if c.cost is None else asdict(c.cost),
+                }
+                for c in self.candidates
+            ],
+            "total": asdict(self.total),
+            "budget": self.study.budget.limits(),
+            "is_sample": self.is_sample,
+        }
 
     def bill(self) -> dict[str, tuple[float, float]]:
         """Return `{field: (estimated, limit)}` for every limit of the budget."""

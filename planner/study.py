@@ -148,8 +148,6 @@ class Study(Config):
     cluster: ClusterConfig = ClusterConfig()
     target: Budget | None = None
     """Budget that the recommendation is for; by default ten times what the study may spend."""
-    checkpoint_seconds: PositiveFloat = 30.0
-    """Least time between two checkpoints of a trial."""
     overrides: tuple[str, ...] = ()
     """`--set` options that were applied to the file."""
 

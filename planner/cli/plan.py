@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.output import echo_json, echo_note, echo_table, plain
+from planner.cli.output import echo_json, echo_note, echo_table
 from planner.units import format_bytes, format_count, format_flops, format_seconds, format_usd
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def command(
 
     outlook = plan(load_study(study, overrides, search_space=search_space))
     if as_json:
-        echo_json(as_data(outlook))
+        echo_json(outlook.to_data())
         return
     echo_table(
         [
@@ -51,28 +51,6 @@ def command(
     for candidate in outlook.rejected:
         echo_note(f"{candidate.trial} is infeasible: {candidate.reason}")
     _summary(outlook)
-
-
-def as_data(outlook: Plan) -> dict[str, object]:
-    """Return the plan as plain data; also the content of `plan.json`."""
-    return {
-        "schema": "planner.plan/1",
-        "study": outlook.study.name,
-        "candidates": [
-            {
-                "trial": c.trial,
-                "state": "planned" if c.is_feasible else "infeasible",
-                "reason": c.reason,
-                "point": c.point,
-                "config": plain(c.config),
-                "cost": plain(c.cost),
-            }
-            for c in outlook.candidates
-        ],
-        "total": plain(outlook.total),
-        "budget": outlook.study.budget.limits(),
-        "is_sample": outlook.is_sample,
-    }
 
 
 def _row(candidate: Candidate) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +77,7 @@ def sweep(
         folder.study.unlink()
         folder.path.rmdir()
         raise
+    folder.write("plan.json", json.dumps(outlook.to_data(), indent=2))
     return _session(study, folder, chosen, num_devices, on_event, added=None)
 
 

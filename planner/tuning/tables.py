@@ -100,7 +100,7 @@ class CurveTable:
             name="table", question="", search_space=self.space(rows=rows), base={},
             objective=Objective(), search=search, budget=Budget(seconds=seconds),
             cluster=ClusterConfig(device="cpu", devices_per_node=num_workers), target=None,
-            checkpoint_seconds=30.0, overrides=(),
+            overrides=(),
         )  # fmt: skip
 
     def row_of(self, point: Point) -> int:
