@@ -39,6 +39,8 @@ from planner.errors import ConfigError, FitError, NotFoundError, did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
+    from planner.results import Results
+
 __all__ = ["fit"]
 
 MIN_DRAWS = 50
@@ -65,7 +67,7 @@ COLLINEAR = 0.999
 
 
 def fit(
-    table: pd.DataFrame | Points,
+    table: Results | pd.DataFrame | Points,
     *,
     form: str = "mixture",
     objective: str = "huber_log",
@@ -76,8 +78,8 @@ def fit(
     """Fit a scaling law to final losses.
 
     Args:
-        table: A DataFrame with num_params, num_tokens and loss (names of a run's results are
-            understood), or `Points`.
+        table: The results of a sweep, a DataFrame with num_params, num_tokens and loss (names of
+            a run's results are understood), or `Points`.
         form: A name of `curve_forms()`, or "mixture": several forms weighted by how well each
             predicts the larger trainings of the table from the smaller ones.
         objective: A name of `OBJECTIVES`.
@@ -95,7 +97,7 @@ def fit(
         raise ConfigError(f"num_bootstraps must be at least 10: got {num_bootstraps}.")
     if objective not in OBJECTIVES:
         raise NotFoundError(f"no objective {objective!r}. {did_you_mean(objective, OBJECTIVES)}")
-    points = _thinned(table if isinstance(table, Points) else points_from_table(table))
+    points = _thinned(_points_of(table))
     goal = OBJECTIVES[objective]
     forms = _usable_forms(points, form)
     backtests = backtest(points, forms, goal)
@@ -106,6 +108,14 @@ def fit(
     ]
     components.sort(key=lambda component: -component.weight)
     return _law(points, form, tuple(components), backtests, goal, level, seed)
+
+
+def _points_of(table: Results | pd.DataFrame | Points) -> Points:
+    if isinstance(table, Points):
+        return table
+    from planner.results import Results  # loads pandas, which a table of arrays does not need
+
+    return points_from_table(table.to_frame() if isinstance(table, Results) else table)
 
 
 def _thinned(points: Points) -> Points:
