@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
-__all__ = ["echo_json", "echo_note", "echo_table", "plain"]
+__all__ = ["echo_json", "echo_note", "echo_table", "echo_text", "plain"]
 
 
 def plain(value: object) -> Any:
@@ -37,8 +38,22 @@ def echo_json(value: object) -> None:
 
 
 def echo_note(text: str) -> None:
-    """Print a message on stderr."""
-    click.echo(text, err=True)
+    """Print a message on stderr, wrapped at words on a terminal."""
+    click.echo(_wrapped(text, sys.stderr), err=True)
+
+
+def echo_text(text: str) -> None:
+    """Print sentences on stdout, wrapped at words on a terminal."""
+    click.echo(_wrapped(text, sys.stdout))
+
+
+def _wrapped(text: str, stream: TextIO) -> str:
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(
+        click.wrap_text(line, width) if len(line) > width else line for line in text.split("\n")
+    )
 
 
 def echo_table(
@@ -46,22 +61,34 @@ def echo_table(
 ) -> None:
     """Print a table on stdout: drawn on a terminal, tab-separated where it is not one.
 
+    On a terminal that is too narrow for it, each row becomes a paragraph.
+
     Args:
         headings: One per column.
         rows: Cells as text.
         left: Columns that are aligned to the left; the others hold numbers.
     """
+    cells = [list(row) for row in rows]
     if not sys.stdout.isatty():
-        for row in [headings, *rows]:
+        for row in [headings, *cells]:
             click.echo("\t".join(row))
+        return
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    if sum(widths) + 2 * len(widths) > shutil.get_terminal_size().columns:
+        for title, *values in cells:
+            named = zip(headings[1:], values, strict=True)
+            echo_text(f"{title}: " + ", ".join(f"{name} {value}" for name, value in named if value))
         return
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i in left else "right", overflow="fold")
-    for row in rows:
+        if i in left:
+            table.add_column(heading, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", no_wrap=True)
+    for row in cells:
         table.add_row(*row)
     Console().print(table)

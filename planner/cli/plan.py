@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.output import echo_json, echo_note, echo_table
+from planner.cli.output import echo_json, echo_note, echo_table, echo_text
 from planner.units import format_bytes, format_count, format_flops, format_seconds, format_usd
 
 if TYPE_CHECKING:
@@ -32,35 +32,22 @@ def command(
     if as_json:
         echo_json(outlook.to_data())
         return
-    echo_table(
-        [
-            "trial",
-            "state",
-            "params",
-            "tokens",
-            "workers",
-            "FLOPs",
-            "memory",
-            "time",
-            "dev-h",
-            "USD",
-        ],
-        [_row(candidate) for candidate in outlook.candidates],
-        left=(0, 1),
-    )
+    headings = ["trial", "params", "tokens", "workers", "FLOPs", "memory", "time", "dev-h", "USD"]
+    rows = [_row(candidate) for candidate in outlook.candidates]
+    if all(row[-1] == "-" for row in rows):
+        headings, rows = headings[:-1], [row[:-1] for row in rows]
+    echo_table(headings, rows)
     for candidate in outlook.rejected:
         echo_note(f"{candidate.trial} is infeasible: {candidate.reason}")
     _summary(outlook)
 
 
 def _row(candidate: Candidate) -> list[str]:
-    cost, config = candidate.cost, candidate.config
-    state = "planned" if candidate.is_feasible else "infeasible"
-    if cost is None or config is None:
-        return [candidate.trial, state, *["-"] * 8]
+    cost = candidate.cost
+    if cost is None:
+        return [candidate.trial, *["-"] * 8]
     return [
         candidate.trial,
-        state,
         format_count(cost.num_params),
         format_count(cost.train_tokens),
         str(cost.num_devices),
@@ -76,20 +63,20 @@ def _summary(outlook: Plan) -> None:
     from planner.budget import format_amount
 
     study, total = outlook.study, outlook.total
-    click.echo(
+    echo_text(
         f"\n{len(outlook.feasible)} trials to run, {len(outlook.rejected)} rejected; "
         f"{study.search.algorithm} search, scheduler {study.search.scheduler.name}, "
         f"cluster {outlook.cluster}."
     )
     if outlook.is_sample:
-        click.echo("The search picks its own points; these are a sample of the space.")
-    click.echo(
+        echo_text("The search picks its own points; these are a sample of the space.")
+    echo_text(
         f"Everything to its end: {format_flops(total.flops)}, "
         f"{format_amount('device_hours', total.device_hours)}, "
         f"about {format_seconds(total.seconds)} of wall clock."
     )
     for name, (need, limit) in outlook.bill().items():
         verdict = "fits" if need <= limit else "the sweep stops when it is spent"
-        click.echo(
+        echo_text(
             f"Budget {format_amount(name, limit)}: {need / limit:.0%} of it planned; {verdict}."
         )

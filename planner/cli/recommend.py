@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.output import echo_json, echo_note, echo_table
+from planner.cli.output import echo_json, echo_note, echo_table, echo_text
 from planner.units import format_count, format_number, format_seconds
 
 if TYPE_CHECKING:
@@ -109,9 +109,9 @@ def wanted_budget(study: Study, budget: str | None, deadline: str | None) -> Bud
 def _show(answer: Recommendation) -> None:
     from planner.budget import format_amount
 
-    click.echo(str(answer))
+    echo_text(str(answer))
     amounts = ", ".join(format_amount(name, value) for name, value in answer.budget.items())
-    click.echo(
+    echo_text(
         f"\nBudget {amounts} on {answer.cluster}; what binds: {', '.join(answer.binding)}. "
         f"Confidence {answer.confidence}: {'; '.join(answer.reasons)}.\n"
     )
@@ -121,7 +121,7 @@ def _show(answer: Recommendation) -> None:
         [_row(title, option) for title, option in rows],
     )
     for runner in answer.runners_up:
-        click.echo(f"{runner.title}: gives up {runner.gives_up}; gains {runner.gains}")
+        echo_text(f"{runner.title}: gives up {runner.gives_up}; gains {runner.gains}")
 
 
 def _best_so_far(results: Results) -> None:
@@ -136,7 +136,7 @@ def _best_so_far(results: Results) -> None:
     loss, name = min(losses)
     known = [t.metrics["unigram_entropy"] for t in results.trials if "unigram_entropy" in t.metrics]
     entropy = f"; the unigram entropy of its corpus is {max(known):.3f}" if known else ""
-    click.echo(f"best trial so far: {name} with {loss:.3f} nats per token{entropy}.")
+    echo_text(f"best trial so far: {name} with {loss:.3f} nats per token{entropy}.")
 
 
 def _warn(answer: Recommendation) -> None:
