@@ -69,7 +69,12 @@ def test_the_other_workers_end_with_the_first(settings, tmp_path):
     (other,) = psutil.Process(first.pid).children()
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    wait_until(lambda: not other.is_running() or other.status() == psutil.STATUS_ZOMBIE, 30)
+
+    def has_ended() -> bool:
+        return not other.is_running() or other.status() == psutil.STATUS_ZOMBIE
+
+    wait_until(has_ended, 30)
+    assert has_ended()
 
 
 @pytest.mark.slow
