@@ -313,24 +313,22 @@ def _client(address: str) -> JobSubmissionClient:
 
 def _authorised_client(address: str) -> JobSubmissionClient:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    missing = JobError("submitting needs Ray's job client.", hint="pip install 'planner[jobs]'")
     try:
+        from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
-
-        return JobSubmissionClient(address)
     except ImportError as error:
-        raise JobError(
-            "submitting needs Ray's job client.", hint="pip install 'planner[jobs]'"
+        raise missing from error
+    try:
+        return JobSubmissionClient(address)
+    except AuthenticationError as error:
+        raise ClusterUnreachableError(
+            f"the cluster at {address} asks for a token.",
+            hint="Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.",
         ) from error
-    except Exception as error:
-        if "ray[default]" in str(error):
-            raise JobError(
-                "submitting needs Ray's job client.", hint="pip install 'planner[jobs]'"
-            ) from error
-        if type(error).__name__ == "AuthenticationError":
-            raise ClusterUnreachableError(
-                f"the cluster at {address} asks for a token.",
-                hint="Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH.",
-            ) from error
+    except (RuntimeError, OSError, ValueError) as error:
+        if "ray[default]" in str(error):  # the client itself is there without what it needs
+            raise missing from error
         raise ClusterUnreachableError(
             f"what answers at {address} is no Ray job server: {error}"
         ) from error
