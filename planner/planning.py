@@ -20,6 +20,7 @@ from planner.errors import BudgetError, ConfigError, InfeasibleError
 from planner.search_space import Point, grid_points, quasi_random_points
 from planner.study import Study, trial_config
 from planner.trial import TrialConfig
+from planner.trial.support import check_supported
 
 __all__ = ["Candidate", "Plan", "candidate", "charge", "plan", "proposals"]
 
@@ -123,6 +124,7 @@ def candidate(study: Study, cluster: Cluster, trial: str, point: Point) -> Candi
             reason=f"needs more workers than the cluster has: {workers} workers, {devices} devices",
         )  # fmt: skip
     try:
+        check_supported(config)
         cost = estimate(config, cluster)
     except InfeasibleError as error:
         return Candidate(trial=trial, point=point, config=config, reason=error.message)

@@ -39,6 +39,16 @@ def test_a_trial_with_more_workers_than_devices_is_rejected_with_both_numbers(wr
         plan(study)
 
 
+def test_a_layout_that_the_engine_refuses_is_infeasible_in_the_plan_with_its_reason(write_study):
+    space = {"name": "s", "parameters": {"optimizer.name": {"choice": ["adamw", "adafactor"]}}}
+    base = {"model": {"num_layers": 1, "d_model": 16, "num_heads": 2}, "train": {"tokens": 4096},
+            "layout": {"shard_parallel": 2}}  # fmt: skip
+    study = load_study(write_study(search_space=space, base=base, search={"algorithm": "grid"}))
+    outlook = plan(study)
+    assert [c.is_feasible for c in outlook.candidates] == [True, False]
+    assert "adafactor keeps means over whole rows" in (outlook.rejected[0].reason or "")
+
+
 def test_points_that_break_a_constraint_are_rejected_and_replaced(write_study):
     space = {
         "name": "s",

@@ -26,9 +26,9 @@ from planner.engine.data.windows import Batch
 from planner.engine.models.layers import rope_tables
 from planner.engine.parallel.workers import Workers
 from planner.engine.step import Stepper
-from planner.engine.support import check_supported
 from planner.errors import InfeasibleError
 from planner.trial import ModelConfig, TrialConfig
+from planner.trial.support import check_supported
 
 __all__ = ["FakePeak", "trace_peak"]
 

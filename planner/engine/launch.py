@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from planner.config import parse_config
 from planner.engine.environment import worker_environment
-from planner.engine.support import check_supported
 from planner.trial import TrialConfig, TrialResult
+from planner.trial.support import check_supported
 
 __all__ = ["train_local"]
 

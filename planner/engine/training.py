@@ -27,9 +27,9 @@ from planner.engine.measurement import (
 from planner.engine.parallel.workers import Workers, join_workers
 from planner.engine.schedules import sequences_at
 from planner.engine.step import Stepper
-from planner.engine.support import check_supported, check_workers
 from planner.errors import TrialError
 from planner.trial import TrialConfig, TrialResult, TrialState, divisors
+from planner.trial.support import check_supported, check_workers
 
 __all__ = ["OnMetrics", "train"]
 

@@ -1,9 +1,9 @@
-"""Which configurations the engine runs. This module does not load torch."""
+"""Which configurations the engine runs: the plan asks before a trial starts, the engine when it does."""
 
 from __future__ import annotations
 
 from planner.errors import ConfigError, InfeasibleError
-from planner.trial import TrialConfig
+from planner.trial.point import TrialConfig
 
 __all__ = ["check_supported", "check_workers"]
 
