@@ -36,6 +36,7 @@ FLOPS_RATIO_BAND = (0.8, 1.25)
 PLAUSIBLE_LOSS = (0.7, 12.0)
 """Nats per token: below the best published models, above the logarithm of any vocabulary."""
 RISING_LOSS = 0.01
+MOST_EPOCHS = 1.05
 LOOK_AHEAD = 10.0
 """Forms and methods are compared at so many times the largest compute."""
 
@@ -54,61 +55,59 @@ class Evidence:
     frontier: SizeFrontier | None
 
 
+Finding = tuple[float, str] | None
+"""The number and the message of a warning, or nothing to warn of."""
+
+
 def diagnose(evidence: Evidence) -> tuple[FitWarning, ...]:
     """Return every warning that the data give cause for."""
-    found = (check(evidence) for check in _CHECKS)
-    return tuple(warning for warning in found if warning is not None)
+    found = ((code, check(evidence)) for code, check in _CHECKS.items())
+    return tuple(
+        FitWarning(code=code, value=float(finding[0]), message=finding[1])
+        for code, finding in found
+        if finding is not None
+    )
 
 
-def _few_sizes(e: Evidence) -> FitWarning | None:
+def _few_sizes(e: Evidence) -> Finding:
     num = count_distinct(e.points.num_params)
     if num >= FEW_SIZES:
         return None
-    return FitWarning(
-        code="few-sizes",
-        value=num,
-        message=f"only {num} model sizes: intervals are unreliable below {FEW_SIZES}. Add a size.",
-    )
+    return num, f"only {num} model sizes: intervals are unreliable below {FEW_SIZES}. Add a size."
 
 
-def _few_budgets(e: Evidence) -> FitWarning | None:
+def _few_budgets(e: Evidence) -> Finding:
     num = int(group_budgets(e.points.compute_flops).max()) + 1
     if num >= FEW_BUDGETS:
         return None
-    return FitWarning(
-        code="few-budgets",
-        value=num,
-        message=f"only {num} compute budgets: the trend with compute rests on them. Add smaller ones.",
+    return num, (
+        f"only {num} compute budgets: the trend with compute rests on them. Add smaller ones."
     )
 
 
-def _collinear(e: Evidence) -> FitWarning | None:
+def _collinear(e: Evidence) -> Finding:
     r = float(np.corrcoef(np.log(e.points.num_params), np.log(e.points.num_tokens))[0, 1])
     if not abs(r) > NEARLY_COLLINEAR:
         return None
-    return FitWarning(
-        code="collinear",
-        value=r,
-        message=f"sizes and tokens move together (correlation {r:.3f}): the split between them is "
-        "weakly identified. Train some sizes at other tokens per parameter.",
+    return r, (
+        f"sizes and tokens move together (correlation {r:.3f}): the split between them is "
+        "weakly identified. Train some sizes at other tokens per parameter."
     )
 
 
-def _edge(e: Evidence) -> FitWarning | None:
+def _edge(e: Evidence) -> Finding:
     refused = [p for p in e.profiles if p.refusal is not None]
     if not refused:
         return None
     first = refused[0]
-    return FitWarning(
-        code="optimum-at-edge",
-        value=len(refused),
-        message=f"{len(refused)} of {len(e.profiles)} budgets have no best size inside their sizes "
+    return len(refused), (
+        f"{len(refused)} of {len(e.profiles)} budgets have no best size inside their sizes "
         f"and are left out of the IsoFLOP frontier; at {first.train_flops:.3g} FLOPs it is "
-        f"{first.refusal}.",
+        f"{first.refusal}."
     )
 
 
-def _heteroscedastic(e: Evidence) -> FitWarning | None:
+def _heteroscedastic(e: Evidence) -> Finding:
     flops = e.points.compute_flops
     small = flops <= np.median(flops)
     if small.sum() < 6 or (~small).sum() < 6:
@@ -118,15 +117,13 @@ def _heteroscedastic(e: Evidence) -> FitWarning | None:
     if ratio < NOISE_RATIO or max(low, high) < 0.003:
         return None
     where = "smaller" if low > high else "larger"
-    return FitWarning(
-        code="heteroscedastic",
-        value=ratio,
-        message=f"residuals of the {where} half of the trainings are {ratio:.1f} times those of the "
-        "other: repeat some with other seeds, or leave out the worst scale.",
+    return ratio, (
+        f"residuals of the {where} half of the trainings are {ratio:.1f} times those of the "
+        "other: repeat some with other seeds, or leave out the worst scale."
     )
 
 
-def _outliers(e: Evidence) -> FitWarning | None:
+def _outliers(e: Evidence) -> Finding:
     size = np.abs(e.residual)
     out = np.flatnonzero(size > OUTLIER_DEVIATIONS * e.noise)
     if out.size == 0:
@@ -137,45 +134,36 @@ def _outliers(e: Evidence) -> FitWarning | None:
         f"({-100 * e.residual[i]:+.1f} %)"
         for i in worst
     )
-    return FitWarning(
-        code="outliers",
-        value=int(out.size),
-        message=f"{out.size} trainings are off by more than {OUTLIER_DEVIATIONS:g} deviations, the "
-        f"largest {rows}: check them. They were kept, at the weight of the robust loss.",
+    return out.size, (
+        f"{out.size} trainings are off by more than {OUTLIER_DEVIATIONS:g} deviations, the "
+        f"largest {rows}: check them. They were kept, at the weight of the robust loss."
     )
 
 
-def _large_noise(e: Evidence) -> FitWarning | None:
+def _large_noise(e: Evidence) -> Finding:
     if e.noise < LARGE_NOISE:
         return None
-    return FitWarning(
-        code="large-noise",
-        value=e.noise,
-        message=f"trainings scatter by {100 * e.noise:.1f} % around the law (0.5 % is usual): look "
-        "for settings that differ between rows besides size and tokens.",
+    return e.noise, (
+        f"trainings scatter by {100 * e.noise:.1f} % around the law (0.5 % is usual): look "
+        "for settings that differ between rows besides size and tokens."
     )
 
 
-def _law_does_not_hold(e: Evidence) -> FitWarning | None:
-    if not e.backtests or not e.components:
-        return None
-    errors = {}
-    for form in {b.form for b in e.backtests}:
-        errors[form] = np.mean([b.median_error_fraction for b in e.backtests if b.form == form])
-    lead = float(errors.get(e.components[0].form, min(errors.values())))
+def _law_does_not_hold(e: Evidence) -> Finding:
+    form = e.components[0].form
+    errors = [b.median_error_fraction for b in e.backtests if b.form == form]
+    lead = float(np.mean(errors)) if errors else 0.0
     if lead < LARGE_BACKTEST_ERROR:
         return None
-    return FitWarning(
-        code="law-does-not-hold",
-        value=lead,
-        message=f"fitted on the smaller trainings of this table, the law misses the larger ones by "
+    return lead, (
+        f"fitted on the smaller trainings of this table, the law misses the larger ones by "
         f"{100 * lead:.1f} %: the protocol changes with scale (embedding-heavy small models, warm-up "
         "too long for small runs, rates not tuned per size) or the smallest runs are too small. "
-        "Do not rely on its extrapolation before that is mended.",
+        "Do not rely on its extrapolation before that is mended."
     )
 
 
-def _forms_disagree(e: Evidence) -> FitWarning | None:
+def _forms_disagree(e: Evidence) -> Finding:
     if len(e.components) < 2:
         return None
     top = int(e.points.compute_flops.argmax())
@@ -188,15 +176,13 @@ def _forms_disagree(e: Evidence) -> FitWarning | None:
     spread = float(np.ptp(predicted))
     if not spread > FORMS_DISAGREE:
         return None
-    return FitWarning(
-        code="forms-disagree",
-        value=spread,
-        message=f"at {LOOK_AHEAD:g} times the largest compute the forms differ by "
-        f"{100 * spread:.1f} % of the loss: a training at 3 to 10 times more compute would decide.",
+    return spread, (
+        f"at {LOOK_AHEAD:g} times the largest compute the forms differ by "
+        f"{100 * spread:.1f} % of the loss: a training at 3 to 10 times more compute would decide."
     )
 
 
-def _methods_disagree(e: Evidence) -> FitWarning | None:
+def _methods_disagree(e: Evidence) -> Finding:
     from planner.curves.allocation import optimal_params
 
     if e.frontier is None or len(e.components[0].params) < 5:
@@ -206,43 +192,37 @@ def _methods_disagree(e: Evidence) -> FitWarning | None:
     ratio = float(np.exp(abs(e.frontier.log_best_params(flops)[0] - surface)))
     if not ratio > METHODS_DISAGREE:
         return None
-    return FitWarning(
-        code="methods-disagree",
-        value=ratio,
-        message=f"surface and IsoFLOP profiles recommend sizes {ratio:.1f} times apart at "
-        f"{LOOK_AHEAD:g} times the largest compute; their geometric mean is used.",
+    return ratio, (
+        f"surface and IsoFLOP profiles recommend sizes {ratio:.1f} times apart at "
+        f"{LOOK_AHEAD:g} times the largest compute; their geometric mean is used."
     )
 
 
-def _asymptote(e: Evidence) -> FitWarning | None:
+def _asymptote(e: Evidence) -> Finding:
     for component in e.components:
         if component.form == "chinchilla":
             low = float(np.quantile(component.draws[:, 0], 0.05) / e.points.loss.min())
             if low < 0.1:
-                return FitWarning(
-                    code="asymptote-not-identified",
-                    value=low,
-                    message="without a prior the irreducible loss may be as low as "
-                    f"{100 * low:.0f} % of the least loss: these data do not identify it.",
+                return low, (
+                    "without a prior the irreducible loss may be as low as "
+                    f"{100 * low:.0f} % of the least loss: these data do not identify it."
                 )
     return None
 
 
-def _tokens_per_param(e: Evidence) -> FitWarning | None:
+def _tokens_per_param(e: Evidence) -> Finding:
     ratio = e.points.num_tokens / e.points.num_params
     low, high = TOKENS_PER_PARAM_BAND
     share = float(((ratio < low) | (ratio > high)).mean())
     if share < 0.1:
         return None
-    return FitWarning(
-        code="extreme-tokens-per-param",
-        value=share,
-        message=f"{100 * share:.0f} % of the trainings have fewer than {low:g} or more than {high:g} "
-        "tokens per parameter; they count less. Fit again without them and compare.",
+    return share, (
+        f"{100 * share:.0f} % of the trainings have fewer than {low:g} or more than {high:g} "
+        "tokens per parameter; they count less. Fit again without them and compare."
     )
 
 
-def _flops_mismatch(e: Evidence) -> FitWarning | None:
+def _flops_mismatch(e: Evidence) -> Finding:
     if e.points.train_flops is None:
         return None
     ratio = e.points.train_flops / (
@@ -252,87 +232,82 @@ def _flops_mismatch(e: Evidence) -> FitWarning | None:
     off = float(((ratio < low) | (ratio > high)).mean())
     if off < 0.05:
         return None
-    return FitWarning(
-        code="flops-convention",
-        value=float(np.median(ratio)),
-        message=f"train_flops / (6 N D) runs from {ratio.min():.2f} to {ratio.max():.2f}: N and C do "
-        "not count the same things (embeddings, output head, attention). Say which N the target has.",
+    return float(np.median(ratio)), (
+        f"train_flops / (6 N D) runs from {ratio.min():.2f} to {ratio.max():.2f}: N and C do "
+        "not count the same things (embeddings, output head, attention). Say which N the target has."
     )
 
 
-def _embedding(e: Evidence) -> FitWarning | None:
-    points = e.points
-    if points.num_params_non_embedding is not None:
-        share = float((1 - points.num_params_non_embedding / points.num_params).max())
-        if share > EMBEDDING_SHARE:
-            return FitWarning(
-                code="embedding-heavy",
-                value=share,
-                message=f"embeddings are up to {100 * share:.0f} % of the parameters: the small models "
-                "do not lie on the law of the large ones. Fit both counts of N and compare.",
-            )
+def _embedding(e: Evidence) -> Finding:
+    if e.points.num_params_non_embedding is None:
         return None
-    least = float(points.num_params.min())
-    if least >= TINY_PARAMS:
+    share = float((1 - e.points.num_params_non_embedding / e.points.num_params).max())
+    if share <= EMBEDDING_SHARE:
         return None
-    return FitWarning(
-        code="tiny-models",
-        value=least,
-        message=f"the smallest model has {least:.3g} parameters, mostly embeddings in most "
-        "vocabularies: leave out the smallest sizes and compare.",
+    return share, (
+        f"embeddings are up to {100 * share:.0f} % of the parameters: the small models "
+        "do not lie on the law of the large ones. Fit both counts of N and compare."
     )
 
 
-def _learning_rate(e: Evidence) -> FitWarning | None:
+def _tiny_models(e: Evidence) -> Finding:
+    least = float(e.points.num_params.min())
+    if e.points.num_params_non_embedding is not None or least >= TINY_PARAMS:
+        return None
+    return least, (
+        f"the smallest model has {least:.3g} parameters, mostly embeddings in most "
+        "vocabularies: leave out the smallest sizes and compare."
+    )
+
+
+def _learning_rate(e: Evidence) -> Finding:
     rate = e.points.learning_rate
     span = float(e.points.num_params.max() / e.points.num_params.min())
     if rate is None or span < 4 or count_distinct(rate, 0.01) > 1:
         return None
-    return FitWarning(
-        code="learning-rate-not-tuned",
-        value=span,
-        message=f"one learning rate for sizes {span:.1f} times apart: the largest or the smallest "
-        "models are held back, and the exponents with them. Tune it per size.",
+    return span, (
+        f"one learning rate for sizes {span:.1f} times apart: the largest or the smallest "
+        "models are held back, and the exponents with them. Tune it per size."
     )
 
 
-def _warmup(e: Evidence) -> FitWarning | None:
+def _warmup(e: Evidence) -> Finding:
     share = e.points.warmup_fraction
     if share is None or float(np.nanmax(share)) <= LONG_WARMUP:
         return None
-    return FitWarning(
-        code="long-warmup",
-        value=float(np.nanmax(share)),
-        message=f"warm-up takes up to {100 * float(np.nanmax(share)):.0f} % of a training: small runs "
-        "end too high (Porian et al. 2024). Make it proportional to the length.",
+    return float(np.nanmax(share)), (
+        f"warm-up takes up to {100 * float(np.nanmax(share)):.0f} % of a training: small runs "
+        "end too high (Porian et al. 2024). Make it proportional to the length."
     )
 
 
-def _checkpoints(e: Evidence) -> FitWarning | None:
+def _checkpoints(e: Evidence) -> Finding:
     if e.points.run is None:
         return None
     shared = len(e.points) - np.unique(e.points.run).size
     if shared == 0:
         return None
-    return FitWarning(
-        code="checkpoints-of-one-run",
-        value=int(shared),
-        message=f"{shared} rows share a training run: checkpoints before the schedule has ended lie "
-        "above final losses. Keep the last of each, or use a constant rate with cooldowns.",
+    return shared, (
+        f"{shared} rows share a training run: checkpoints before the schedule has ended lie "
+        "above final losses. Keep the last of each, or use a constant rate with cooldowns."
     )
 
 
-def _repeated(e: Evidence) -> FitWarning | None:
+def _repeated(e: Evidence) -> Finding:
+    if e.points.unique_tokens is None or any(c.form == "repeated" for c in e.components):
+        return None
+    epochs = float((e.points.num_tokens / e.points.unique_tokens).max())
+    if epochs <= MOST_EPOCHS:
+        return None
+    return epochs, (
+        f"trainings see their data up to {epochs:.1f} times, which this form ignores: "
+        "fit the form 'repeated'."
+    )
+
+
+def _rising(e: Evidence) -> Finding:
     points = e.points
     if points.unique_tokens is not None:
-        epochs = float((points.num_tokens / points.unique_tokens).max())
-        if epochs > 1.05 and all(c.form != "repeated" for c in e.components):
-            return FitWarning(
-                code="repeated-data",
-                value=epochs,
-                message=f"trainings see their data up to {epochs:.1f} times, which this form ignores: "
-                "fit the form 'repeated'.",
-            )
         return None
     rises = 0
     for size in np.unique(np.round(np.log(points.num_params), 2)):
@@ -342,50 +317,48 @@ def _repeated(e: Evidence) -> FitWarning | None:
         rises += int((losses > np.minimum.accumulate(losses) * (1 + RISING_LOSS)).sum())
     if rises == 0:
         return None
-    return FitWarning(
-        code="loss-rises-with-tokens",
-        value=rises,
-        message=f"{rises} trainings end above a shorter one of the same size: repeated data that are "
-        "not marked (column unique_tokens), a divergence, or settings that differ.",
+    return rises, (
+        f"{rises} trainings end above a shorter one of the same size: repeated data that are "
+        "not marked (column unique_tokens), a divergence, or settings that differ."
     )
 
 
-def _loss_unit(e: Evidence) -> FitWarning | None:
+def _loss_unit(e: Evidence) -> Finding:
     low, high = PLAUSIBLE_LOSS
     least, most = float(e.points.loss.min()), float(e.points.loss.max())
     if low <= least and most <= high:
         return None
     value = least if least < low else most
     kind = "bits per byte or per character" if least < low else "perplexity or a sum"
-    return FitWarning(
-        code="loss-unit",
-        value=value,
-        message=f"a loss of {value:.3g} is not nats per token of a language model, perhaps {kind}: "
-        "the prior of the anchored form then does not apply. Use form='chinchilla'.",
+    return value, (
+        f"a loss of {value:.3g} is not nats per token of a language model, perhaps {kind}: "
+        "the prior of the anchored form then does not apply. Use form='chinchilla'."
     )
 
 
-_CHECKS: tuple[Callable[[Evidence], FitWarning | None], ...] = (
-    _law_does_not_hold,
-    _loss_unit,
-    _few_sizes,
-    _few_budgets,
-    _collinear,
-    _edge,
-    _forms_disagree,
-    _methods_disagree,
-    _asymptote,
-    _outliers,
-    _large_noise,
-    _heteroscedastic,
-    _tokens_per_param,
-    _flops_mismatch,
-    _embedding,
-    _learning_rate,
-    _warmup,
-    _checkpoints,
-    _repeated,
-)
+_CHECKS: dict[str, Callable[[Evidence], Finding]] = {
+    "law-does-not-hold": _law_does_not_hold,
+    "loss-unit": _loss_unit,
+    "few-sizes": _few_sizes,
+    "few-budgets": _few_budgets,
+    "collinear": _collinear,
+    "optimum-at-edge": _edge,
+    "forms-disagree": _forms_disagree,
+    "methods-disagree": _methods_disagree,
+    "asymptote-not-identified": _asymptote,
+    "outliers": _outliers,
+    "large-noise": _large_noise,
+    "heteroscedastic": _heteroscedastic,
+    "extreme-tokens-per-param": _tokens_per_param,
+    "flops-convention": _flops_mismatch,
+    "embedding-heavy": _embedding,
+    "tiny-models": _tiny_models,
+    "learning-rate-not-tuned": _learning_rate,
+    "long-warmup": _warmup,
+    "checkpoints-of-one-run": _checkpoints,
+    "repeated-data": _repeated,
+    "loss-rises-with-tokens": _rising,
+}
 
 
 def fill_checklist(evidence: Evidence, objective: str, num_draws: int) -> dict[str, str]:
