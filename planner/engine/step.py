@@ -64,6 +64,11 @@ class Stepper:
         self._replicated = [p for name, p in counted if name not in spread]
 
     def _arrange_passes(self) -> None:
+        self._context = None
+        if self.config.layout.context_parallel > 1:
+            from planner.engine.parallel.context import ContextPart
+
+            self._context = ContextPart.of(self.groups)
         self._pipeline = None
         if self.config.layout.pipeline_parallel > 1:
             from planner.engine.parallel.pipeline import Pipeline
@@ -77,9 +82,10 @@ class Stepper:
     def loss_weight(self) -> float:
         """What to multiply a sum of losses over all workers with to get their mean.
 
-        Workers of a tensor group see the same loss; in a pipeline one stage sees it.
+        Workers of a tensor group see the same loss, those of a context group that of their tokens;
+        in a pipeline one stage sees it.
         """
-        return 1.0 / (self.groups.num_data * self.config.layout.tensor_parallel)
+        return 1.0 / (self.groups.num_replicas * self.config.layout.tensor_parallel)
 
     def step(self, first_sample: int, sequences: int, progress: float) -> torch.Tensor:
         """Take one step on the samples from a global index on; return this worker's mean loss.
@@ -127,7 +133,9 @@ class Stepper:
         return 1.0 if self.loss_scale is None else self.loss_scale.value
 
     def _on_device(self, batch: Batch) -> Batch:
-        """Return a batch on this worker's device; the host does not wait for the copy."""
+        """Return a batch's tokens of this worker on its device, without waiting for the copy."""
+        if self._context is not None:
+            batch = self._context.own(batch[0], 1), self._context.own(batch[1], 1)
         if self.workers.device.type == "cpu":
             return batch
         tokens_BT, targets_BT = (
@@ -144,7 +152,8 @@ class Stepper:
     def _seed_dropout(self, first_sample: int) -> None:
         """Make dropout a function of the sample, so that a resumed run drops the same."""
         if self.config.model.dropout:
-            seed = hash((self.config.train.seed, first_sample, self.groups.rank("pipeline")))
+            place = self.groups.rank("pipeline"), self.groups.rank("context")
+            seed = hash((self.config.train.seed, first_sample, *place))
             torch.manual_seed(seed & (2**63 - 1))
 
     def _update(self, number: int) -> None:
@@ -188,12 +197,15 @@ class Stepper:
         """Sum and average gradients over the workers that hold the same parameters."""
         if self._partial:
             sum_gradients(self._partial, self.groups.group("tensor"))
-        local = self.config.layout.local_steps > 1
-        if self.groups.num_data > 1 and not self.groups.shards_parameters and not local:
-            mean: dict[str, Any] = {
-                "divide_by": self.groups.num_data,
-                "in_bf16": self.config.precision.reduce == "bf16",
-            }
+        layout = self.config.layout
+        mean: dict[str, Any] = {"in_bf16": self.config.precision.reduce == "bf16"}
+        if self.groups.shards_parameters:
+            # FSDP has averaged over the workers that see other samples.
+            if layout.context_parallel > 1:
+                mean["divide_by"] = layout.context_parallel
+                sum_gradients(self._all, self.groups.group("context"), **mean)
+        elif self.groups.num_replicas > 1 and layout.local_steps == 1:
+            mean["divide_by"] = self.groups.num_replicas
             sum_gradients(self._shared, self.groups.replicas, **mean)
             # Tokens of all workers of an expert group have come to the expert: only its replicas
             # are left to sum over.

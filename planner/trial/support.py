@@ -19,6 +19,7 @@ def check_supported(config: TrialConfig) -> None:
     """
     for rule in (
         _check_layout,
+        _check_context,
         _check_local_steps,
         _check_pipeline,
         _check_tensor,
@@ -31,18 +32,29 @@ def check_supported(config: TrialConfig) -> None:
 
 def _check_layout(config: TrialConfig) -> None:
     layout = config.layout
-    if layout.context_parallel > 1:
-        raise InfeasibleError(
-            "the engine splits no sequence over workers: context_parallel="
-            f"{layout.context_parallel}.",
-            hint="Use layout.context_parallel=1, with tensor_parallel and sequence_parallel to "
-            "save activations.",
-        )
     if layout.cpu_offload and (layout.shard_parallel == 1 or layout.zero_stage == 1):
         raise InfeasibleError(
             "cpu_offload moves sharded states: it needs shard_parallel above 1 and zero_stage 2 or "
             f"3 (got shard_parallel={layout.shard_parallel}, zero_stage={layout.zero_stage}).",
             hint="Set layout.shard_parallel=2 or switch cpu_offload off.",
+        )
+
+
+def _check_context(config: TrialConfig) -> None:
+    degree, length = config.layout.context_parallel, config.model.sequence_length
+    if degree == 1:
+        return
+    if length % (2 * degree):
+        raise InfeasibleError(
+            "2 * context_parallel must divide sequence_length, for every worker holds two chunks: "
+            f"sequence_length={length}, context_parallel={degree}.",
+            hint=f"Set model.sequence_length to {-(-length // (2 * degree)) * 2 * degree}.",
+        )
+    if config.model.num_experts is not None:
+        raise InfeasibleError(
+            "experts are balanced over whole sequences: num_experts="
+            f"{config.model.num_experts}, context_parallel={degree}.",
+            hint="Use layout.context_parallel=1 with experts.",
         )
 
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from planner.trial import ModelConfig
+
+if TYPE_CHECKING:
+    from planner.engine.parallel.context import ContextPart
 
 __all__ = [
     "Attention",
@@ -76,6 +80,8 @@ class PositionEmbedding(nn.Module):
     """A learned row per position; under sequence parallelism, those of this worker's part."""
 
     part, num_parts = 0, 1
+    context: ContextPart | None = None
+    """Which tokens of a sequence there are, where workers share it."""
 
     def __init__(self, length: int, width: int) -> None:
         super().__init__()
@@ -84,7 +90,8 @@ class PositionEmbedding(nn.Module):
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return the input with its positions added."""
         length = x_BTD.shape[1]
-        return x_BTD + self.weight[self.part * length : (self.part + 1) * length]
+        rows = self.weight if self.context is None else self.context.own(self.weight)
+        return x_BTD + rows[self.part * length : (self.part + 1) * length]
 
 
 class LayerNorm(nn.Module):
@@ -146,6 +153,9 @@ def rotate(x_BHTK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 class Attention(nn.Module):
     """Causal self-attention with grouped keys and values; heads are counted from the tensors."""
 
+    context: ContextPart | None = None
+    """Which tokens of a sequence there are, where workers share it."""
+
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         width, kv_width = model.d_model, model.kv_heads * model.head_dim
@@ -165,15 +175,25 @@ class Attention(nn.Module):
             for projection in (self.wq, self.wk, self.wv)
         )
         if self.uses_rope:
-            cos, sin = rope_tables(length, self.head_dim, q.device, q.dtype)
+            cos, sin = self._angles(length, q)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        out_BHTK = F.scaled_dot_product_attention(
-            q, k, v,
-            is_causal=True,
-            dropout_p=self.dropout if self.training else 0.0,
-            enable_gqa=k.shape[1] != q.shape[1],
-        )  # fmt: skip
+        dropout = self.dropout if self.training else 0.0
+        if self.context is not None:
+            out_BHTK = self.context.attend(q, k, v, dropout)
+        else:
+            out_BHTK = F.scaled_dot_product_attention(
+                q, k, v,
+                is_causal=True, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1],
+            )  # fmt: skip
         return self.wo(out_BHTK.transpose(1, 2).reshape(batch, length, -1))
+
+    def _angles(self, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and sines (T, K / 2) of the tokens that there are."""
+        if self.context is None:
+            return rope_tables(length, self.head_dim, like.device, like.dtype)
+        whole = length * self.context.size
+        cos, sin = rope_tables(whole, self.head_dim, like.device, like.dtype)
+        return self.context.own(cos), self.context.own(sin)
 
 
 class Mlp(nn.Module):

@@ -66,6 +66,11 @@ def build_local_model(
     local = LocalModel(stages)
     if layout.tensor_parallel > 1:
         _split_tensors(local, groups)
+    if layout.context_parallel > 1:
+        from planner.engine.parallel.context import split_context
+
+        for stage in stages.values():
+            split_context(stage, groups)
     if layout.expert_parallel > 1:
         from planner.engine.parallel.expert import spread_experts
 

@@ -1,7 +1,7 @@
 """Which workers share what: one group of processes per dimension of the layout.
 
-The dimensions, slowest first: pipeline, replicate (data), expert, shard (data), tensor. Workers of
-one tensor group are neighbours, because they talk the most. Private interfaces of torch that
+The dimensions, slowest first: pipeline, replicate (data), expert, shard (data), context, tensor.
+Workers of one tensor group are neighbours, because they talk the most. Private interfaces of torch that
 meshes need are used here and nowhere else.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Groups", "make_groups"]
 
-_NAMES: Final = ("pipeline", "replicate", "expert", "shard", "tensor")
+_NAMES: Final = ("pipeline", "replicate", "expert", "shard", "context", "tensor")
 
 Group = Any
 """A ProcessGroup, or None where there is nobody to talk to."""
@@ -35,12 +35,17 @@ class Groups:
     data_rank: int = 0
     """Among the workers that see different samples."""
     replicas: Group = None
-    """The workers that see different samples and hold the same parameters."""
+    """The workers that see different tokens and hold the same parameters."""
 
     @property
     def num_data(self) -> int:
         """Workers that see different samples."""
         return self.layout.data_shards
+
+    @property
+    def num_replicas(self) -> int:
+        """Workers that see different tokens: other samples, or other parts of the same ones."""
+        return self.layout.data_shards * self.layout.context_parallel
 
     @property
     def shards_parameters(self) -> bool:
@@ -89,12 +94,17 @@ def make_groups(layout: ParallelLayout, rank: int, device_type: str) -> Groups:
         layout.data_parallel // layout.expert_parallel,
         layout.expert_parallel,
         layout.shard_parallel,
+        layout.context_parallel,
         layout.tensor_parallel,
     )
     mesh = init_device_mesh(device_type, sizes, mesh_dim_names=_NAMES)
-    data = mesh["replicate", "expert", "shard"]._flatten("data")
-    replicas = data.get_group() if data.size() > 1 else None
-    return Groups(layout=layout, mesh=mesh, data_rank=data.get_local_rank(), replicas=replicas)
+    same = mesh["replicate", "expert", "shard", "context"]._flatten("replicas")
+    return Groups(
+        layout=layout,
+        mesh=mesh,
+        data_rank=same.get_local_rank() // layout.context_parallel,
+        replicas=same.get_group() if same.size() > 1 else None,
+    )
 
 
 def sum_in(group: Group, tensor: Any) -> Any:
