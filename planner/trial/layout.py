@@ -30,7 +30,7 @@ class ParallelLayout(Config):
     virtual_pipeline: PositiveCount = 1
     """Chunks of layers per stage in the interleaved schedule."""
     context_parallel: PositiveCount = 1
-    """Workers that share one sequence."""
+    """Workers that share one sequence: each holds two chunks of it and gathers the keys and values."""
     expert_parallel: PositiveCount = 1
     """Workers over which experts are spread, inside the data-parallel ones."""
     pipeline_schedule: Literal[

@@ -15,6 +15,7 @@ LAYOUTS = {
         "ZeRO-3 in host memory": {"shard_parallel": 2, "cpu_offload": True},
         "TP": {"tensor_parallel": 2},
         "TP + SP": {"tensor_parallel": 2, "sequence_parallel": True},
+        "CP": {"context_parallel": 2},
         "PP gpipe": {"pipeline_parallel": 2, "pipeline_schedule": "gpipe"},
         "PP 1f1b": {"pipeline_parallel": 2},
         "PP interleaved": {
@@ -38,6 +39,15 @@ LAYOUTS = {
         },
         "PP x ZeRO-2": {"pipeline_parallel": 2, "shard_parallel": 2},
         "PP x ZeRO-1": {"pipeline_parallel": 2, "shard_parallel": 2, "zero_stage": 1},
+        "CP x DDP": {"context_parallel": 2, "data_parallel": 2},
+        "CP x ZeRO-3": {"context_parallel": 2, "shard_parallel": 2},
+        "CP x TP + SP": {
+            "context_parallel": 2, "tensor_parallel": 2, "sequence_parallel": True,
+        },
+        "PP zbv-zero-bubble x CP": {
+            "pipeline_parallel": 2, "virtual_pipeline": 2, "pipeline_schedule": "zbv-zero-bubble",
+            "context_parallel": 2,
+        },
     },
     8: {"PP x TP x DP": {"pipeline_parallel": 2, "tensor_parallel": 2, "data_parallel": 2}},
 }  # fmt: skip
@@ -55,7 +65,7 @@ EXPERT_LAYOUTS = {
     "ZeRO-3": {"shard_parallel": 2},
     "PP": {"pipeline_parallel": 2},
 }
-PAIR_LAYOUTS = ("ZeRO-3", "TP + SP", "PP interleaved")
+PAIR_LAYOUTS = ("ZeRO-3", "TP + SP", "PP interleaved", "CP")
 PRECISION = {"compute": "bf16"}
 OPTIMIZERS = {
     "adagrad": 5e-3, "adam": 1e-3, "lamb": 2e-3, "muon": 1e-3, "rmsprop": 3e-4, "sgd": 5e-2,

@@ -221,7 +221,14 @@ def test_a_number_of_workers_other_than_the_layouts_is_refused(small):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"layout": {"context_parallel": 2}}, "context_parallel=2"),
+        (
+            {"layout": {"context_parallel": 2}, "model": {"sequence_length": 18}},
+            "must divide sequence_length",
+        ),
+        (
+            {"layout": {"context_parallel": 2}, "model": {"num_experts": 2}},
+            "experts are balanced over whole sequences",
+        ),
         ({"layout": {"cpu_offload": True}}, "shard_parallel above 1"),
         ({"layout": {"sequence_parallel": True}}, "tensor_parallel=1"),
         ({"layout": {"virtual_pipeline": 2}}, "pipeline_parallel above 1"),
