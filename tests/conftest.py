@@ -33,6 +33,18 @@ SMALL = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give a file's tests to one worker, and all files that start Ray to the same one, first.
+
+    Under `-n 2` the two workers share two cores: Ray's files take about half of the suite's time.
+    """
+    ray = {item.path for item in items if item.get_closest_marker("ray")}
+    for item in items:
+        group = "ray" if item.path in ray else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path not in ray)
+
+
 @pytest.fixture
 def write_study(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes a small study with some keys replaced, and gives its path."""
