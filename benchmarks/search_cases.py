@@ -208,7 +208,7 @@ def free_price(trial: str, point: Point) -> Candidate:
 def ask_tell_study(space: SearchSpace, seed: int) -> Study:
     """Return a study that is only asked and told, never run."""
     return Study.model_construct(
-        name="asked", question="", search_space=space, base={}, objective=Objective(),
+        name="asked", question="", search_space=space, base={}, objective=(Objective(),),
         search=SearchConfig(algorithm="random", num_trials=10_000, seed=seed),
         budget=Budget(seconds=1e9), cluster=ClusterConfig(device="cpu", devices_per_node=1),
         target=None, overrides=(),

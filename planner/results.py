@@ -14,6 +14,7 @@ import pandas as pd
 
 from planner.budget import Spend
 from planner.errors import NotFoundError
+from planner.objectives import violations_of
 from planner.run_folder import RunFolder
 from planner.search_space import value_at
 from planner.study import Study
@@ -65,17 +66,24 @@ class Results:
         return sum(trial.state is state for trial in self.trials)
 
     def best(self) -> TrialResult | None:
-        """Return the completed trial with the best objective, or None."""
-        objective = self.study.objective
+        """Return the completed trial with the best first objective that keeps the constraints."""
+        objective = self.study.first_objective
         ranked = [
-            (getattr(trial, objective.metric), trial)
-            for trial in self.trials
-            if trial.state is TrialState.COMPLETED and getattr(trial, objective.metric) is not None
+            (objective.cost(float(value)), trial.trial, trial)
+            for trial in self.completed()
+            if (value := getattr(trial, objective.metric)) is not None
         ]
-        if not ranked:
-            return None
-        pick = min if objective.mode == "min" else max
-        return pick(ranked, key=lambda pair: pair[0])[1]
+        return min(ranked, key=lambda each: each[:2])[2] if ranked else None
+
+    def completed(self) -> list[TrialResult]:
+        """Return the completed trials that keep the study's constraints."""
+        constraints = self.study.constraints
+        return [
+            trial
+            for trial in self.trials
+            if trial.state is TrialState.COMPLETED
+            and max(violations_of(constraints, trial), default=0.0) <= 0.0
+        ]
 
     def to_frame(self) -> pd.DataFrame:
         """Return one row per trial: what varied first, then the columns of TrialResult."""

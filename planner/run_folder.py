@@ -7,6 +7,8 @@ runs/<name>/
     curves.parquet      one row per report            laws.json           the fitted curves
     recommendation.json the answer                    report/             the page and its data
     job.json            where it was submitted        exports/            configs for trainers
+    front.json          of several objectives         earlier.json        trials of former runs
+    lineage.parquet     who copied whom
 """
 
 from __future__ import annotations
@@ -131,6 +133,16 @@ class RunFolder:
     def results(self) -> Path:
         """One row per trial."""
         return self.path / "results.parquet"
+
+    @property
+    def lineage(self) -> Path:
+        """One row per copy within a population."""
+        return self.path / "lineage.parquet"
+
+    @property
+    def earlier(self) -> Path:
+        """Trials of former runs that the search started from."""
+        return self.path / "earlier.json"
 
     @property
     def curves(self) -> Path:

@@ -45,8 +45,9 @@ def settings_of(model: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    parts = [part for part in get_args(annotation) if part is not types.NoneType]
-    return _model_in(parts[0]) if _is_union(annotation) and len(parts) == 1 else None
+    parts = [p for p in get_args(annotation) if p not in (types.NoneType, Ellipsis)]
+    is_wrapped = _is_union(annotation) or get_origin(annotation) is tuple
+    return _model_in(parts[0]) if is_wrapped and len(parts) == 1 else None
 
 
 def _is_union(annotation: Any) -> bool:

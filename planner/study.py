@@ -33,10 +33,12 @@ from planner.config import (
 )
 from planner.costs import ClusterConfig, num_train_tokens
 from planner.errors import ConfigError, did_you_mean
+from planner.objectives import MetricConstraint, Objective, Objectives
 from planner.search_space import SearchSpace, merge, quasi_random_points, value_at
 from planner.trial import TrialConfig
 
 __all__ = [
+    "MetricConstraint",
     "Objective",
     "SchedulerConfig",
     "SearchConfig",
@@ -50,26 +52,17 @@ _NUM_PROBES: Final = 64
 """Points tried at load to tell a mistake (all fail alike) from a partly infeasible space."""
 
 
-class Objective(Config):
-    """A metric and which way is better."""
-
-    metric: Literal[
-        "val_loss", "train_loss", "tokens_per_second", "train_seconds", "device_hours", "usd",
-        "kwh", "peak_memory_bytes",
-    ] = "val_loss"  # fmt: skip
-    """A column of TrialResult."""
-    mode: Literal["min", "max"] = "min"
-    """Whether smaller or larger is better."""
-
-
 class SchedulerConfig(Config):
     """Which trials are cut, and when; fidelity is compute spent."""
 
-    name: Literal["none", "asha", "octaves", "hyperband", "bohb", "median", "pbt"] = "none"
+    name: Literal[
+        "none", "asha", "octaves", "hyperband", "bohb", "median", "pbt", "pb2"
+    ] = "none"  # fmt: skip
     """`asha` halves asynchronously on rungs of compute, `octaves` with a rung at every doubling and
-    on the best loss so far; `hyperband` does so with several graces at
-    once, `bohb` with a searcher that models the results; `median` stops what is worse than the
-    median at a rung; `pbt` lets weak trials copy strong ones and change their settings."""
+    on the best loss so far; `hyperband` does so with several graces at once, `bohb` with a model of
+    the results at the largest rung that has enough; `median` stops what is worse than the
+    median at a rung; `pbt` lets weak trials copy strong ones and change their settings by chance,
+    `pb2` by a model of what the changes before have gained."""
     reduction_factor: Annotated[float, Field(gt=1)] = 3.0
     """Rungs lie at powers of this in FLOPs; about one in this many trials passes each."""
     grace_fraction: Fraction = 0.2
@@ -77,23 +70,27 @@ class SchedulerConfig(Config):
     within: tuple[str, ...] = ()
     """Parameters whose values trials must share to be compared, such as `model`."""
     interval_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """`pbt`: share of its compute after which a trial may copy another."""
+    """`pbt`, `pb2`: share of its compute after which a trial may copy another."""
     quantile_fraction: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """`pbt`: share of the trials that copy, and that are copied."""
+    """`pbt`, `pb2`: share of the trials that copy, and that are copied."""
     perturb: tuple[str, ...] = ()
-    """`pbt`: parameters of the space that a copy changes; none of them may change the model."""
+    """`pbt`, `pb2`: parameters of the space that a copy changes; none of them may change the model."""
 
 
 SUPPORTED_PAIRS: Final[Mapping[str, tuple[str, ...]]] = {
-    "grid": ("none", "asha", "octaves", "median", "pbt"),
-    "random": ("none", "asha", "octaves", "hyperband", "median", "pbt"),
+    "grid": ("none", "asha", "octaves", "median", "pbt", "pb2"),
+    "random": ("none", "asha", "octaves", "hyperband", "median", "pbt", "pb2"),
     "bayesian": ("none", "asha", "octaves", "hyperband", "bohb", "median"),
-    "cost_aware": ("none", "asha", "octaves", "hyperband", "bohb", "median"),
+    "cost_aware": ("none", "asha", "octaves", "hyperband", "median"),
     "cmaes": ("none",),
     "evolution": ("none",),
 }
 """Algorithm -> schedulers that it goes with. CMA-ES and evolution need whole generations of results,
-PBT changes the settings that a model would learn from."""
+PBT changes the settings that a model would learn from, BOHB brings its model along."""
+
+
+ONE_OBJECTIVE: Final = ("cmaes", "cost_aware", "bohb", "pbt", "pb2")
+"""Algorithms and schedulers that know one objective only."""
 
 
 class SearchConfig(Config):
@@ -103,12 +100,20 @@ class SearchConfig(Config):
     """`random` is quasi-random, `grid` takes every combination, `bayesian` models the results,
     `cost_aware` models results, compute and cost, and starts from published laws,
     `cmaes` adapts a normal distribution, `evolution` crosses and mutates a population."""
+    sampler: Literal["auto", "tpe", "gp"] = "auto"
+    """`bayesian`: Parzen estimator or Gaussian process; `auto` takes the process for up to 8
+    numeric, unconditional parameters and 200 trials that nothing cuts."""
     scheduler: SchedulerConfig = SchedulerConfig()
     """In a file: a name, or a mapping with a name and its settings."""
     num_trials: PositiveCount | None = None
     """Trials to run; by default the whole grid, or until the budget is spent."""
     seed: Count = 0
     """Seed of the searcher."""
+    earlier: tuple[str, ...] = ()
+    """`bayesian`, `cost_aware`: former runs whose finished trials the search starts from."""
+    stop_when: Literal["never", "gain_below_cost"] = "never"
+    """`gain_below_cost` proposes no further trial once one is expected to gain less than its
+    compute would, spent on a longer final training."""
     max_concurrent: PositiveCount | None = None
     """Trials at once; by default as many as the cluster holds. 1 makes the study sequential."""
     max_retries: Count = 2
@@ -126,8 +131,22 @@ class SearchConfig(Config):
                 f"algorithm {self.algorithm!r} goes with scheduler {', '.join(allowed)} "
                 f"(got {self.scheduler.name!r})"
             )
-        if self.scheduler.name == "pbt" and not self.scheduler.perturb:
-            raise ValueError("scheduler pbt needs perturb: the parameters that a copy changes")
+        if self.scheduler.name in ("pbt", "pb2") and not self.scheduler.perturb:
+            raise ValueError(
+                f"scheduler {self.scheduler.name} needs perturb: the parameters that a copy changes"
+            )
+        if self.sampler != "auto" and self.algorithm != "bayesian":
+            raise ValueError(f"sampler goes with bayesian (got algorithm {self.algorithm!r})")
+        if self.earlier and self.algorithm not in ("bayesian", "cost_aware"):
+            raise ValueError(
+                "earlier goes with bayesian and cost_aware, which learn from results "
+                f"(got algorithm {self.algorithm!r})"
+            )
+        if self.sampler == "gp" and self.scheduler.name != "none":
+            raise ValueError(
+                "sampler gp goes with scheduler none, because it does not learn from cut trials "
+                f"(got {self.scheduler.name!r})"
+            )
         return self
 
 
@@ -142,7 +161,11 @@ class Study(Config):
     """In a file: the name of a space, a path, or the space itself."""
     base: Annotated[dict[str, JsonValue], Field(default_factory=dict)]
     """Fixed settings of every trial: any part of TrialConfig."""
-    objective: Objective = Objective()
+    objective: Objectives = (Objective(),)
+    """In a file: one mapping, or a list for several objectives, of which schedulers judge by the
+    first."""
+    constraints: tuple[MetricConstraint, ...] = ()
+    """Bounds of measured metrics, which what is recommended keeps."""
     search: SearchConfig
     budget: Budget
     cluster: ClusterConfig = ClusterConfig()
@@ -150,6 +173,29 @@ class Study(Config):
     """Budget that the recommendation is for; by default ten times what the study may spend."""
     overrides: tuple[str, ...] = ()
     """`--set` options that were applied to the file."""
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        metrics = [objective.metric for objective in self.objective]
+        if len(set(metrics)) < len(metrics):
+            raise ValueError(f"objective names each metric once (got {', '.join(metrics)})")
+        search = self.search
+        if len(metrics) > 1 and search.algorithm in ONE_OBJECTIVE:
+            raise ValueError(
+                f"algorithm {search.algorithm!r} has one objective: with {len(metrics)} use "
+                "random, grid, bayesian or evolution"
+            )
+        if len(metrics) > 1 and search.scheduler.name in ONE_OBJECTIVE:
+            raise ValueError(
+                f"scheduler {search.scheduler.name!r} has one objective: with {len(metrics)} use "
+                "none, asha, octaves, hyperband or median, which judge by the first"
+            )
+        return self
+
+    @property
+    def first_objective(self) -> Objective:
+        """What schedulers judge by, and what the best trial is best at."""
+        return self.objective[0]
 
     @property
     def folder_name(self) -> str:

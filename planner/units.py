@@ -154,6 +154,30 @@ def parse_count(text: str) -> float:
     return _number(match[1]) * _PREFIX[match[2].lower()]
 
 
+_BYTE_UNITS: Final = {
+    **{f"{prefix}b": 1000.0**i for i, prefix in enumerate(("", "k", "m", "g", "t"))},
+    **{f"{prefix}ib": 1024.0**i for i, prefix in enumerate(("", "k", "m", "g", "t")) if i},
+}
+
+
+def parse_quantity(text: str) -> float:
+    """Return a number with a unit of memory or time, or a count with a prefix, in base units.
+
+    Raises:
+        ConfigError: It is none of these.
+
+    >>> parse_quantity("20 GiB"), parse_quantity("90 min"), parse_quantity("1.3e9")
+    (21474836480.0, 5400.0, 1300000000.0)
+    """
+    match = re.fullmatch(rf"{_NUMBER}\s*([a-zA-Z]*)", text.strip())
+    unit = match[2].lower() if match else ""
+    if match and unit in _BYTE_UNITS and unit != "b":
+        return _number(match[1]) * _BYTE_UNITS[unit]
+    if unit in _DURATION_UNITS and unit != "m":
+        return parse_seconds(text)
+    return parse_count(text)
+
+
 def format_number(value: float, digits: int = 3) -> str:
     """Return a number with `digits` significant digits, without trailing noise.
 

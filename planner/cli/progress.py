@@ -95,7 +95,7 @@ def _trial_text(progress: Progress) -> str | None:
 
 
 def _value(progress: Progress, trial: TrialResult) -> str:
-    metric = progress.study.objective.metric
+    metric = progress.study.first_objective.metric
     value = getattr(trial, metric)
     return "" if value is None else f"{metric} {format_number(value, 4)}"
 
@@ -136,10 +136,10 @@ def _panel(progress: Progress) -> Any:
             Text(f"{format_amount(name, spent)} of {format_amount(name, limit)}"),
         )
     running = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("running", "workers", "FLOPs", progress.study.objective.metric, "time"):
+    for heading in ("running", "workers", "FLOPs", progress.study.first_objective.metric, "time"):
         running.add_column(heading, justify="left" if heading == "running" else "right")
     for trial in progress.running:
-        value = getattr(trial, progress.study.objective.metric)
+        value = getattr(trial, progress.study.first_objective.metric)
         running.add_row(
             trial.trial,
             str(trial.num_workers),

@@ -40,8 +40,10 @@ def command(**options: Any) -> None:
     from planner.run_folder import RunFolder
     from planner.study import load_study
     from planner.tuning.outcome import standing_of
+    from planner.tuning.searchers import make_searcher
     from planner.tuning.simulated import simulate
     from planner.tuning.sources import LawSource
+    from planner.tuning.warm_start import gather_earlier
 
     study = load_study(options["study"], options["overrides"], search_space=options["search_space"])
     slowdown = 1.0
@@ -49,7 +51,12 @@ def command(**options: Any) -> None:
         slowdown = standing_of(RunFolder.open(options["like"], options["runs"])).correction
     law = _published if options["law"] is None else _fitted(options["law"], options["runs"])
     cluster = resolve_cluster(study.cluster)
-    sweep = simulate(study, LawSource(study, cluster, law, slowdown=slowdown), cluster=cluster)
+    sweep = simulate(
+        study,
+        LawSource(study, cluster, law, slowdown=slowdown),
+        cluster=cluster,
+        searcher=make_searcher(study, gather_earlier(study, options["runs"])),
+    )
     if options["as_json"]:
         echo_json(_as_data(sweep, slowdown))
         return
@@ -102,7 +109,7 @@ def _show(sweep: Sweep, slowdown: float) -> None:
 
     progress = progress_of(sweep, {"kind": "session_ended"})
     rows = [record.result(sweep.now) for record in sweep.trials.values()]
-    metric = sweep.study.objective.metric
+    metric = sweep.study.first_objective.metric
     echo_table(
         ["trial", "would be", "workers", "FLOPs", metric, "time"],
         [

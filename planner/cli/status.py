@@ -65,7 +65,7 @@ def _as_data(standing: Standing) -> dict[str, Any]:
 def _row(standing: Standing) -> list[str]:
     progress = standing.progress
     counts = ", ".join(f"{n} {state}" for state, n in sorted(progress.counts.items()))
-    metric = progress.study.objective.metric
+    metric = progress.study.first_objective.metric
     best = getattr(progress.best, metric) if progress.best else None
     spent = progress.budget.spent_fraction(progress.spend)
     return [
@@ -79,7 +79,7 @@ def _row(standing: Standing) -> list[str]:
 
 
 def _show_trials(standing: Standing) -> None:
-    metric = standing.progress.study.objective.metric
+    metric = standing.progress.study.first_objective.metric
     for trial in standing.progress.running:
         value = getattr(trial, metric)
         shown = "" if value is None else f", {metric} {format_number(value, 4)}"

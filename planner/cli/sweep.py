@@ -124,7 +124,7 @@ def _show(results: Results, *, as_json: bool) -> None:
             }
         )
         return
-    metric = results.study.objective.metric
+    metric = results.study.first_objective.metric
     echo_table(
         ["trial", "state", "workers", "params", "FLOPs", metric, "time", "reason"],
         [_row(trial, metric) for trial in results.trials],

@@ -76,3 +76,10 @@ class TrialResult:
     num_attempts: int = 1
     metrics: dict[str, float] = field(default_factory=dict)
     """Further metrics by name."""
+
+    @property
+    def step_seconds(self) -> float | None:
+        """Wall-clock seconds of a step, validations spread over the steps; None before the first."""
+        if self.train_seconds is None or not self.num_steps:
+            return None
+        return self.train_seconds / self.num_steps

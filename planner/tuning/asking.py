@@ -8,65 +8,63 @@ infrastructure is never told; a stopped trial is told as pruned, with its losses
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Final
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import TrialState as OptunaState
-from pydantic import JsonValue
 
-from planner.search_space import Distribution, Point
+from planner.search_space import Point
 from planner.study import Study
 from planner.trial import TrialState
-from planner.tuning.searchers import Outcome
+from planner.tuning.samplers import kind_of, sampler_of
+from planner.tuning.searchers import Earlier, Outcome
+from planner.tuning.translation import Translation
 
-__all__ = ["OptunaSearcher"]
+__all__ = ["CAN_RUN", "OptunaSearcher"]
 
+CAN_RUN: Final = "can run"
+"""Name of the constraint that a point without a place breaks."""
 _FIDELITY_STEPS: Final = 1000
 """Optuna counts fidelity in whole steps; these make one of the whole trial."""
 _MAX_REPEATS: Final = 10
 """Proposals that may repeat a point before the repetition is accepted."""
-_NUM_STARTUP: Final = 10
-"""Trials drawn at random before the model proposes; Optuna's own default."""
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
 
 class OptunaSearcher:
-    """Optuna's samplers over the study's space, seeded: TPE, CMA-ES or NSGA-II.
+    """Optuna's samplers over the study's space, seeded: TPE or GP, CMA-ES, NSGA-II (`samplers`).
 
-    `bayesian` is the tree-structured Parzen estimator, `cmaes` the covariance matrix adaptation,
-    which knows numbers only and draws choices at random, `evolution` NSGA-II with a population of
-    the square root of the trials. Each proposal has a sampler of its own, seeded by the study's seed and the proposal's number,
+    Each proposal has a sampler of its own, seeded by the study's seed and the proposal's number,
     so that the next proposal depends on what was told and on nothing else.
 
-    Source: Watanabe 2023 (arXiv:2304.11127) for TPE, Hansen 2016 (arXiv:1604.00772) for CMA-ES, Deb
-    et al. 2002 for NSGA-II; all as Optuna 5 implements them.
+    With several objectives Optuna minimises all of them. It takes no reports then, so a trial that
+    was cut is told as it would end if its loss stayed as it is: its costs grow with its compute.
+
+    Args:
+        study: What to search.
+        earlier: Finished trials of earlier studies, taken as trials of this one.
     """
 
     looks_ahead = False
 
-    def __init__(self, study: Study) -> None:
-        self._space, self._base = study.search_space, study.base
-        self._seed = study.search.seed
-        self._algorithm = study.search.algorithm
-        self._population = max(4, round(math.sqrt(study.search.num_trials or 100)))
-        self._distributions = {
-            name: _distribution(each) for name, each in self._space.parameters.items()
-        }
-        self._study = optuna.create_study(direction="minimize")
+    def __init__(self, study: Study, earlier: Sequence[Earlier] = ()) -> None:
+        self._theirs = study
+        self._kind = kind_of(study)
+        self._translation = Translation(study.search_space, study.base)
+        self._num_objectives = len(study.objective)
+        self._study = optuna.create_study(directions=["minimize"] * self._num_objectives)
         self._asked: dict[str, optuna.Trial] = {}
         self._step: dict[str, int] = {}
-        self._worst = 0.0
+        self._worst = [0.0] * self._num_objectives
         self._points: list[Point] = []
         self._num_asked = 0
+        constraints = {CAN_RUN: 0.0} | {str(c): 0.0 for c in study.constraints}
+        for each in earlier:
+            self._study.add_trial(
+                self._translation.finished(each.point, each.costs, constraints=constraints)
+            )
 
     def propose(self, trial: str) -> Point | None:
         """Return the point that the model likes best, a new one where it can; None at the end."""
@@ -82,112 +80,64 @@ class OptunaSearcher:
         return point
 
     def _ask(self) -> tuple[optuna.Trial, Point]:
-        self._study.sampler = self._sampler(self._num_asked)
+        self._study.sampler = sampler_of(self._theirs, self._kind, self._num_asked)
         self._num_asked += 1
         asked = self._study.ask()
-        point: Point = {}
-        for name, distribution in self._space.parameters.items():
-            if self._space.holds(distribution.when, point, self._base):
-                point[name] = _suggest(asked, name, distribution, self._distributions[name])
-        return asked, point
-
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        seed = (self._seed * 1_000_003 + number) % 2**32
-        if self._algorithm == "cmaes":
-            return optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-        if self._algorithm == "evolution":
-            return optuna.samplers.NSGAIISampler(seed=seed, population_size=self._population)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=_NUM_STARTUP, group=self._has_conditions
-            )
+        return asked, self._translation.ask(asked)
 
     @property
     def _num_points(self) -> float:
         """Points of the space, where it has an end."""
-        sizes = [len(d.choice) if d.choice else math.inf for d in self._space.parameters.values()]
-        return math.prod(sizes)
-
-    @property
-    def _has_conditions(self) -> bool:
-        return any(each.when is not None for each in self._space.parameters.values())
+        parameters = self._theirs.search_space.parameters.values()
+        return math.prod([len(each.choice) if each.choice else math.inf for each in parameters])
 
     def report(self, trial: str, fidelity: float, loss: float) -> None:
         """Note the loss at a fidelity."""
         asked = self._asked.get(trial)
         step = round(fidelity * _FIDELITY_STEPS)
-        if asked is not None and step > self._step.get(trial, 0):
-            self._step[trial] = step
-            asked.report(loss, step)
+        if asked is None or self._num_objectives > 1 or step <= self._step.get(trial, 0):
+            return
+        self._step[trial] = step
+        asked.report(loss, step)
 
     def end(self, trial: str, outcome: Outcome) -> None:
         """Tell Optuna how a trial ended."""
         asked = self._asked.pop(trial, None)
         if asked is None:
             return
-        if outcome.state in (TrialState.INFEASIBLE, TrialState.OUT_OF_MEMORY):
-            self._constrain(asked, 1.0)
+        costs = outcome.costs
+        if costs is None and self._num_objectives == 1 and outcome.loss is not None:
+            costs = (outcome.loss,)
+        is_impossible = outcome.state in (TrialState.INFEASIBLE, TrialState.OUT_OF_MEMORY)
+        if is_impossible or outcome.state is TrialState.DIVERGED:
+            self._constrain(asked, float(is_impossible), outcome.violations)
             self._study.tell(asked, self._bad())
-        elif outcome.state is TrialState.DIVERGED:
-            self._constrain(asked, 0.0)
-            self._study.tell(asked, self._bad())
-        elif outcome.loss is None:
+        elif costs is None:
             self._study.tell(asked, state=OptunaState.FAIL)
+        elif not outcome.is_allowed and self._kind == "cmaes":
+            self._study.tell(asked, self._bad())
         else:
-            self._constrain(asked, 0.0)
-            self._worst = max(self._worst, outcome.loss)
-            if outcome.state is TrialState.STOPPED:
+            self._constrain(asked, 0.0, outcome.violations)
+            self._worst = [max(pair) for pair in zip(self._worst, costs, strict=True)]
+            if outcome.state is TrialState.STOPPED and self._num_objectives == 1:
                 self._study.tell(asked, state=OptunaState.PRUNED)
             else:
-                self._study.tell(asked, outcome.loss)
+                self._study.tell(asked, list(costs))
 
-    def _constrain(self, asked: optuna.Trial, violation: float) -> None:
-        """Say whether the point can run; CMA-ES knows no constraints, only bad losses."""
-        if self._algorithm != "cmaes":
-            asked.set_constraint("can run", violation)
+    def _constrain(
+        self, asked: optuna.Trial, cannot_run: float, violations: Sequence[float]
+    ) -> None:
+        """Say whether the point can run, and by how much it breaks each constraint of the study.
 
-    def _bad(self) -> float:
-        """Return a loss that is worse than any that was seen, at an ordinary distance."""
-        return self._worst + 1.0
+        CMA-ES knows no constraints, only bad losses. What was not measured breaks nothing, because
+        samplers want the same constraints of every trial.
+        """
+        if self._kind == "cmaes":
+            return
+        asked.set_constraint(CAN_RUN, cannot_run)
+        for i, constraint in enumerate(self._theirs.constraints):
+            asked.set_constraint(str(constraint), violations[i] if violations else 0.0)
 
-
-def _numbers(distribution: Distribution) -> list[float]:
-    """Return the values of a choice of three numbers or more: neighbours are alike; else none."""
-    values = distribution.choice or ()
-    found = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    return found if len(found) == len(values) > 2 else []
-
-
-def _ranked(distribution: Distribution) -> Sequence[JsonValue]:
-    """Return the values of a choice in the order that its index counts."""
-    return sorted(_numbers(distribution)) or distribution.choice or ()
-
-
-def _distribution(distribution: Distribution) -> BaseDistribution:
-    """Return Optuna's distribution; a choice is searched by the index of its value."""
-    if distribution.choice is not None:
-        last = len(distribution.choice) - 1
-        if _numbers(distribution):
-            return IntDistribution(0, last)
-        return CategoricalDistribution(list(range(last + 1)))
-    low, high, log = distribution.low, distribution.high, distribution.is_log
-    if distribution.is_integer:
-        return IntDistribution(int(low), int(high), log=log)
-    return FloatDistribution(low, high, log=log)
-
-
-def _suggest(
-    asked: optuna.Trial, name: str, distribution: Distribution, theirs: BaseDistribution
-) -> JsonValue:
-    if isinstance(theirs, CategoricalDistribution):
-        index = asked.suggest_categorical(name, list(range(len(theirs.choices))))
-    elif isinstance(theirs, IntDistribution):
-        index = asked.suggest_int(name, theirs.low, theirs.high, log=theirs.log)
-    else:
-        assert isinstance(theirs, FloatDistribution)  # noqa: S101 -- `_distribution` makes no other
-        value = asked.suggest_float(name, theirs.low, theirs.high, log=theirs.log)
-        return distribution.settle(value)
-    if distribution.choice is None:
-        return distribution.settle(float(index))
-    return _ranked(distribution)[index]
+    def _bad(self) -> list[float]:
+        """Return costs that are worse than any that were seen, at an ordinary distance."""
+        return [worst + 1.0 for worst in self._worst]

@@ -245,7 +245,10 @@ class Sweep(SweepState):
             for record in self.waiting
             if record.trial in self._held and (loss := self.loss(record)) is not None
         ]
+        copied = {trial for trial, _ in self.copies}  # by a session that died while they met
         for trial, donor in scheduler.copies(members, self.generation):
+            if trial in copied:
+                continue
             for draw in range(_MAX_DRAWS):
                 source = self.trials[donor].point
                 point = scheduler.changed(

@@ -79,7 +79,7 @@ class CostAwareSearcher:
         self._encoder = Encoder(space)
         self._pool = make_pool(space, study.base, self._encoder)
         self._told = Told(self._encoder.num_columns)
-        applies = use_law and study.objective.metric in ("val_loss", "train_loss")
+        applies = use_law and study.first_objective.metric in ("val_loss", "train_loss")
         law = LawPrior(space.parameters, self._price)
         self._law = law if applies and law.names else None
         self._num_first = _NUM_FIRST_LAW if self._law else _NUM_FIRST

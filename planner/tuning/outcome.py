@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from planner.budget import Budget, Spend, format_amount
 from planner.costs import resolve_cluster
+from planner.objectives import violations_of
 from planner.results import CurvePoint, Results
 from planner.run_folder import RunFolder
 from planner.study import Study
@@ -126,9 +127,18 @@ def _best(sweep: Sweep) -> TrialResult | None:
         (loss, record.trial)
         for record in sweep.trials.values()
         if record.last and record.state not in (TrialState.DIVERGED, TrialState.FAILED)
+        and _is_allowed(sweep, record)
         and (loss := sweep.loss(record)) is not None
     ]  # fmt: skip
     return sweep.trials[min(losses)[1]].result(sweep.now) if losses else None
+
+
+def _is_allowed(sweep: Sweep, record: TrialRecord) -> bool:
+    """Return whether a trial keeps the study's constraints, as far as is known."""
+    constraints = sweep.study.constraints
+    if not constraints:
+        return True
+    return max(violations_of(constraints, record.result(sweep.now))) <= 0.0
 
 
 def _seconds_left(sweep: Sweep) -> float | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import JsonValue
@@ -26,6 +27,18 @@ _FACTORS: Final = (0.8, 1.25)
 _SAME: Final = 1e-9
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gain:
+    """What one member's settings did from one step to the next."""
+
+    step: int
+    point: Point
+    start: float
+    """Loss that it started from; 0 for the first step, before which none is known."""
+    fall: float
+    """By how much its loss fell."""
+
+
 class Population:
     """Pauses members at every step, and says who copies whom when all are there."""
 
@@ -35,6 +48,14 @@ class Population:
         self._perturb = config.perturb
         self._seed = seed
         self._steps: dict[str, int] = {}
+        self._reached: dict[str, float] = {}
+        """Loss of each member at its last step, which a copy does not change."""
+        self._starts: dict[str, float] = {}
+        """Loss from which each member goes on."""
+        self._points: dict[str, Point] = {}
+        self._gains: list[Gain] = []
+        self._leaving: set[str] = set()
+        """Members that are about to copy."""
 
     def rungs(self, planned_flops: float) -> tuple[float, ...]:
         """Return the compute of every step before the end.
@@ -53,7 +74,17 @@ class Population:
         if step <= self._steps.get(trial, 0):
             return Decision.CONTINUE
         self._steps[trial] = step
+        start = self._starts.get(trial, 0.0)
+        self._gains.append(Gain(step=step, point=dict(point), start=start, fall=start - loss))
+        self._reached[trial] = self._starts[trial] = loss
+        self._points[trial] = dict(point)
         return Decision.PAUSE
+
+    def copied(self, trial: str, donor: str, point: Point) -> None:
+        """Hear that a member goes on from another's checkpoint with a changed point."""
+        self._starts[trial] = self._reached.get(donor, 0.0)
+        self._points[trial] = dict(point)
+        self._leaving.discard(trial)
 
     def copies(
         self, members: Sequence[tuple[TrialRecord, float]], generation: int
@@ -67,7 +98,8 @@ class Population:
             if record.config is not None:
                 config = record.config
                 key = repr((config.model, config.train, config.data))
-                groups.setdefault(key, []).append((loss, record.trial))
+                known = self._reached.get(record.trial, loss)
+                groups.setdefault(key, []).append((known, record.trial))
         chance = random.Random(f"{self._seed} {generation}")
         found = []
         for group in groups.values():
@@ -76,6 +108,7 @@ class Population:
             best = [trial for _, trial in ranked[:count]]
             for _, trial in ranked[len(ranked) - count :]:
                 found.append((trial, chance.choice(best)))
+        self._leaving = {trial for trial, _ in found}
         return found
 
     def changed(

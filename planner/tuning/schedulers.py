@@ -184,4 +184,8 @@ def make_scheduler(config: SchedulerConfig, seed: int = 0) -> Scheduler:
         from planner.tuning.population import Population
 
         return Population(config, seed)
+    if config.name == "pb2":
+        from planner.tuning.pb2 import BanditPopulation
+
+        return BanditPopulation(config, seed)
     return NoScheduler()

@@ -6,6 +6,7 @@ seed and the number of the proposal, so replaying a ledger leads to the same nex
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -14,7 +15,7 @@ from planner.search_space import Point
 from planner.study import Study
 from planner.trial import TrialState
 
-__all__ = ["Outcome", "Proposals", "ReplayedSearcher", "Searcher", "make_searcher"]
+__all__ = ["Earlier", "Outcome", "Proposals", "ReplayedSearcher", "Searcher", "make_searcher"]
 
 MAX_REJECTIONS_PER_TRIAL: Final = 50
 """Proposals that may be rejected for each one that is wanted before the space counts as empty."""
@@ -31,6 +32,26 @@ class Outcome:
     """Share of its compute that it reached, in 0..1."""
     cost_ratio: float | None = None
     """Measured over estimated time of what it did; None where it did nothing."""
+    costs: tuple[float, ...] | None = None
+    """All objectives, turned so that small is good and as they would be at the trial's end; None
+    where the study has one objective, or where they are not known."""
+    violations: tuple[float, ...] = ()
+    """By how much each constraint of the study is broken, in shares of its bound; 0 or less where
+    it is kept, and nothing where the trial measured nothing."""
+
+    @property
+    def is_allowed(self) -> bool:
+        """Whether it keeps the study's constraints, as far as is known."""
+        return max(self.violations, default=0.0) <= 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Earlier:
+    """A finished trial of an earlier study, as a point of this one's space."""
+
+    point: Point
+    costs: tuple[float, ...]
+    """The objectives of this study, turned so that small is good."""
 
 
 class Searcher(Protocol):
@@ -87,14 +108,23 @@ class ReplayedSearcher:
         """Learn nothing."""
 
 
-def make_searcher(study: Study) -> Searcher:
-    """Return the searcher that a study asks for."""
+def make_searcher(study: Study, earlier: Sequence[Earlier] = ()) -> Searcher:
+    """Return the searcher that a study asks for.
+
+    Args:
+        study: What to search.
+        earlier: Finished trials of the runs that `search.earlier` names.
+    """
     if study.search.algorithm in ("grid", "random"):
         return Proposals(study)
     if study.search.algorithm == "cost_aware":
         from planner.tuning.cost_aware import CostAwareSearcher
 
-        return CostAwareSearcher(study)
+        return CostAwareSearcher(study, earlier=[(each.point, each.costs[0]) for each in earlier])
+    if study.search.scheduler.name == "bohb":
+        from planner.tuning.bohb import BohbSearcher
+
+        return BohbSearcher(study, earlier)
     from planner.tuning.asking import OptunaSearcher
 
-    return OptunaSearcher(study)
+    return OptunaSearcher(study, earlier)

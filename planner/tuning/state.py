@@ -14,11 +14,13 @@ from typing import Final
 from planner.budget import Budget, Spend
 from planner.config import parse_config
 from planner.costs import Cluster
+from planner.objectives import costs_of, violations_of
 from planner.planning import proposals
 from planner.study import Study
 from planner.trial import TrialConfig, TrialState
 from planner.tuning.accounts import Accounts
 from planner.tuning.ledger import Line
+from planner.tuning.population import Population
 from planner.tuning.records import Attempt, Decision, TrialRecord
 from planner.tuning.schedulers import Scheduler
 from planner.tuning.searchers import Outcome, Searcher
@@ -87,14 +89,28 @@ class SweepState:
         return self.accounts.spend(self._running.values(), self.now if now is None else now)
 
     def loss(self, record: TrialRecord) -> float | None:
-        """Return the objective of a trial so far, turned so that small is good."""
-        objective = self.study.objective
+        """Return the first objective of a trial so far, turned so that small is good."""
+        objective = self.study.first_objective
         value = record.last.get(objective.metric)
         if value is None:
             value = getattr(record.result(self.now), objective.metric)
         if value is None:
             return None
-        return float(value) if objective.mode == "min" else -float(value)
+        return objective.cost(float(value))
+
+    def _outcome(self, record: TrialRecord, loss: float | None) -> Outcome:
+        expected = record.expected_seconds() if record.attempts and record.flops else 0.0
+        objectives, constraints = self.study.objective, self.study.constraints
+        is_simple = len(objectives) == 1 and not constraints
+        row = None if is_simple or not record.last else record.result(self.now)
+        return Outcome(
+            state=record.state,
+            loss=loss,
+            fidelity=record.fidelity,
+            cost_ratio=record.elapsed_seconds(0.0) / expected if expected else None,
+            costs=None if row is None else costs_of(objectives, row, record.fidelity or 1.0),
+            violations=() if row is None else violations_of(constraints, row),
+        )
 
     def apply(self, line: Line) -> None:
         """Change the state as one line of the ledger says."""
@@ -122,7 +138,7 @@ class SweepState:
         self.trials[record.trial] = record
         if record.state is TrialState.INFEASIBLE:
             self._num_rejected += 1
-            self._searcher.end(record.trial, _outcome(record, None))
+            self._searcher.end(record.trial, self._outcome(record, None))
         else:
             asked = self._scheduler.rungs(record.planned_flops)
             record.rungs = tuple(rung for rung in asked if rung <= record.comparable_flops)
@@ -190,7 +206,7 @@ class SweepState:
         self._leave_running(record)
         self.accounts.learn(record)
         if record.state is not TrialState.FAILED and not record.by_budget:
-            self._searcher.end(record.trial, _outcome(record, self.loss(record)))
+            self._searcher.end(record.trial, self._outcome(record, self.loss(record)))
 
     def _on_paused(self, line: Line) -> None:
         record = self.trials[line["trial"]]
@@ -207,6 +223,8 @@ class SweepState:
             setattr(record, name, getattr(new, name))
         record.last = dict(donor.last)
         self.copies.append((record.trial, donor.trial))
+        if isinstance(self._scheduler, Population):
+            self._scheduler.copied(record.trial, donor.trial, record.point)
 
     def _on_generation(self, line: Line) -> None:
         self.generation += 1
@@ -238,16 +256,6 @@ def _num_wanted(study: Study) -> int | None:
     if study.search.num_trials is not None or study.search.algorithm != "grid":
         return study.search.num_trials
     return sum(1 for _ in islice(proposals(study), _MOST_COUNTED))
-
-
-def _outcome(record: TrialRecord, loss: float | None) -> Outcome:
-    expected = record.expected_seconds() if record.attempts and record.flops else 0.0
-    return Outcome(
-        state=record.state,
-        loss=loss,
-        fidelity=record.fidelity,
-        cost_ratio=record.elapsed_seconds(0.0) / expected if expected else None,
-    )
 
 
 @lru_cache(maxsize=256)

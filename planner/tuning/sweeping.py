@@ -16,9 +16,12 @@ from planner.study import Study
 from planner.trial import TrialState
 from planner.tuning.core import Sweep
 from planner.tuning.driving import Driver, Executor, Interruption, StudyClock
+from planner.tuning.fronts import front_of
 from planner.tuning.ledger import Ledger, Line, recover
 from planner.tuning.lock import locked
 from planner.tuning.outcome import OnEvent, progress_of, results_of
+from planner.tuning.searchers import make_searcher
+from planner.tuning.warm_start import gather_earlier, keep_earlier, kept_earlier
 
 __all__ = ["ExecutorName", "SweepInterrupted", "resume", "sweep"]
 
@@ -67,6 +70,7 @@ def sweep(
         SweepInterrupted: Ctrl-C or SIGTERM; `resume` goes on.
     """
     outlook = plan(study)
+    earlier = gather_earlier(study, root)
     folder = RunFolder.create(study, name, root)
     chosen = _executor(executor, address)
     try:
@@ -78,6 +82,8 @@ def sweep(
         folder.path.rmdir()
         raise
     folder.write("plan.json", json.dumps(outlook.to_data(), indent=2))
+    if earlier:
+        keep_earlier(folder, earlier)
     return _session(study, folder, chosen, num_devices, on_event, added=None)
 
 
@@ -162,7 +168,11 @@ def _session(
             with Ledger(folder.ledger) as ledger, interruption.watching():
                 book = _Book(ledger, on_event)
                 sweep = Sweep(
-                    study, resolve_cluster(study.cluster), write=book.write, num_devices=num_devices
+                    study,
+                    resolve_cluster(study.cluster),
+                    write=book.write,
+                    num_devices=num_devices,
+                    searcher=make_searcher(study, kept_earlier(folder)),
                 )
                 book.sweep = sweep
                 sweep.replay(lines)
@@ -176,6 +186,9 @@ def _session(
                 sweep.end_session(clock.now())
             results = results_of(sweep, folder)
             results.write()
+            front = front_of(results)
+            if front is not None:
+                folder.write("front.json", front.to_json())
     finally:
         executor.close()
     if interruption.signal is not None:

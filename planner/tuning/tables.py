@@ -98,7 +98,7 @@ class CurveTable:
         """Return a study of the table for a simulated time with so many workers."""
         return Study.model_construct(
             name="table", question="", search_space=self.space(rows=rows), base={},
-            objective=Objective(), search=search, budget=Budget(seconds=seconds),
+            objective=(Objective(),), search=search, budget=Budget(seconds=seconds),
             cluster=ClusterConfig(device="cpu", devices_per_node=num_workers), target=None,
             overrides=(),
         )  # fmt: skip

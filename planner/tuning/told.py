@@ -128,7 +128,19 @@ class Told:
         if outcome.state is TrialState.COMPLETED and outcome.loss is not None:
             self.report(trial, 1.0, outcome.loss)
         self._states[number] = outcome.state
+        if not outcome.is_allowed:
+            self._forbid(number)
         self.num_changes += 1
+
+    def _forbid(self, number: int) -> None:
+        """Count a trial that broke a constraint among those that could not run."""
+        self._states[number] = TrialState.OUT_OF_MEMORY
+        seen = [
+            row
+            for row in range(len(self))
+            if not self._extra[row] and self._states[row] is not TrialState.OUT_OF_MEMORY
+        ]
+        self.best = float(np.nanmin(self._curves[seen], initial=math.inf))
 
     def vectors(self, rows: NDArray[np.int64]) -> Array:
         """Return the encoded points of trials."""

@@ -113,11 +113,13 @@ def lines_of_start(lines: list[Line], trial: str) -> Line:
     return next(line for line in lines if line["kind"] == "proposed" and line["trial"] == trial)
 
 
-@pytest.mark.parametrize("count", [1, 3, 6])
+@pytest.mark.parametrize(("name", "count"), [("pbt", 1), ("pbt", 2), ("pbt", 6), ("pb2", 2)])
 def test_a_population_that_died_goes_on_to_the_same_end(
-    make_study: MakeStudy, tmp_path: Path, count: int
+    make_study: MakeStudy, tmp_path: Path, name: str, count: int
 ) -> None:
     study = population_study(make_study, workers=False)
+    scheduler = study.search.scheduler.replace(name=name)
+    study = study.replace(search=study.search.replace(scheduler=scheduler))
     whole = sweep(study, executor="inline", name="whole", root=tmp_path)
     seen = []
 
