@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
-from planner.budget import Budget, format_amount
+from planner.budget import Budget, Spend, format_amount
 from planner.costs import Cluster
 from planner.errors import TrialError
 from planner.planning import Candidate, candidate, charge
@@ -91,6 +91,8 @@ class Sweep(SweepState):
         self._write = write
         self._price = price or (lambda trial, point: candidate(study, cluster, trial, point))
         self._exhausted = False
+        self._dumped: tuple[TrialConfig | None, dict[str, Any]] = None, {}
+        """The configuration that was written last, and as what."""
 
     # What an executor asks and tells.
 
@@ -175,8 +177,8 @@ class Sweep(SweepState):
     def tick(self, now: float) -> None:
         """Let time pass: stops everything when the budget is spent."""
         self.now = max(self.now, now)
-        field = self.accounts.budget.exceeded_by(self.spend(now))
-        if field is not None and not self.is_stopping:
+        field = None if self.is_stopping else self.accounts.spent_field(now)
+        if field is not None:
             limit = format_amount(field, self.accounts.budget.limits()[field])
             reason = f"the budget of {limit} is spent"
             for record in self.running:
@@ -256,8 +258,7 @@ class Sweep(SweepState):
                 )
                 found = self._price(trial, point)
                 if found.is_feasible:
-                    line = _proposed_line(self.study, found, self.num_devices)
-                    self._record(line | {"kind": "copied", "donor": donor}, now)
+                    self._record(self._priced_line(found) | {"kind": "copied", "donor": donor}, now)
                     break
         self._record({"kind": "generation"}, now)
 
@@ -280,15 +281,24 @@ class Sweep(SweepState):
             self._exhausted = True
             return False
         found = self._price(trial, point)
-        self._record(_proposed_line(self.study, found, self.num_devices), now)
+        self._record(self._priced_line(found), now)
         return True
+
+    def _priced_line(self, found: Candidate) -> Line:
+        """Return the line that puts a point into the books; its configuration is kept as it is."""
+        if found.config is not None:
+            self._priced[found.trial] = found.config
+            if found.config is not self._dumped[0]:  # simulated trials may share one
+                self._dumped = found.config, found.config.model_dump(mode="json")
+        return _proposed_line(self.study, found, self._dumped[1], self.num_devices)
 
     def _settle(self, now: float) -> None:
         """Carry out the scheduler's verdicts that no line has carried out yet."""
-        for record in self.running + self.waiting:
-            if record.verdict is Decision.PAUSE:
-                self._record({"kind": "paused", "trial": record.trial}, now)
-            elif record.verdict is Decision.STOP:
+        for trial, verdict in list(self._verdicts.items()):
+            record = self.trials[trial]
+            if verdict is Decision.PAUSE:
+                self._record({"kind": "paused", "trial": trial}, now)
+            else:
                 reason = f"not among the best at {record.fidelity:.0%} of its compute"
                 self._end(record, TrialState.STOPPED, reason, now)
 
@@ -343,9 +353,15 @@ class Sweep(SweepState):
             )
 
 
+_AMOUNTS: Final = tuple(each.name for each in fields(Spend))
 _KNOWN_ELSEWHERE: Final = frozenset({"trial", "config", "state", "reason", "num_workers",
                                      "elapsed_seconds", "device_hours", "usd", "kwh",
                                      "num_attempts"})  # fmt: skip
+
+
+def _amounts(spend: Spend) -> dict[str, float]:
+    """Return a spend as plain data; `asdict` copies each number, and every proposal asks."""
+    return {name: getattr(spend, name) for name in _AMOUNTS}
 
 
 def _not_finite(metrics: Mapping[str, Any]) -> str | None:
@@ -356,7 +372,9 @@ def _not_finite(metrics: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _proposed_line(study: Study, found: Candidate, num_devices: int) -> Line:
+def _proposed_line(
+    study: Study, found: Candidate, config: Mapping[str, Any], num_devices: int
+) -> Line:
     """Return the line that puts a proposal into the books, with all that the core needs of it."""
     reason = found.reason
     if found.config is not None and found.config.layout.num_workers > num_devices:
@@ -364,12 +382,12 @@ def _proposed_line(study: Study, found: Candidate, num_devices: int) -> Line:
     line: Line = {"kind": "proposed", "trial": found.trial, "point": found.point, "reason": reason}
     if found.config is None:
         return line | {"data": merge(study.base, found.point)}
-    line["config"] = found.config.model_dump(mode="json")
+    line["config"] = config
     cost = found.cost
     if cost is None:
         return line
     return line | {
-        "planned": asdict(charge(cost)),
+        "planned": _amounts(charge(cost)),
         "startup_seconds": cost.startup_seconds,
         "num_params": cost.num_params,
         "num_params_non_embedding": cost.num_params_non_embedding,

@@ -146,7 +146,7 @@ def _seconds_left(sweep: Sweep) -> float | None:
     accounts, running = sweep.accounts, sweep.running
     correction = accounts.correction(running)
     known = running + sweep.waiting
-    hours = [accounts.need(record, correction, sweep.now).device_hours for record in known]
+    hours = [accounts.need(record, "device_hours", correction, sweep.now) for record in known]
     if sweep.is_stopping:
         return 0.0
     rejected = sum(r.state is TrialState.INFEASIBLE for r in sweep.trials.values())

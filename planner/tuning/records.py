@@ -13,7 +13,7 @@ from planner.search_space import Point
 from planner.trial import TrialConfig, TrialResult, TrialState
 from planner.units import SECONDS_PER_HOUR
 
-__all__ = ["Attempt", "Decision", "TrialRecord"]
+__all__ = ["MEASURED", "Attempt", "Decision", "TrialRecord"]
 
 
 class Decision(StrEnum):
@@ -24,7 +24,7 @@ class Decision(StrEnum):
     PAUSE = "pause"
 
 
-_MEASURED: Final = frozenset(f.name for f in fields(TrialResult)) - {
+MEASURED: Final = frozenset(f.name for f in fields(TrialResult)) - {
     "trial", "config", "state", "reason", "num_workers", "elapsed_seconds", "device_hours", "usd",
     "kwh", "num_attempts", "metrics",
 }  # fmt: skip
@@ -94,41 +94,44 @@ class TrialRecord:
     num_failures: int = 0
     last: dict[str, Any] = field(default_factory=dict)
     """Newest value of every measured column."""
+    flops: float = 0.0
+    """Compute that it has reached."""
     metrics: dict[str, float] = field(default_factory=dict)
     rungs: tuple[float, ...] = ()
     """Compute at which the scheduler wants a report, rising."""
-    verdict: Decision = Decision.CONTINUE
-    """What the scheduler said after the last report."""
     lineage: list[str] = field(default_factory=list)
     """Whom it copied, and when."""
     passed_over: int = 0
     """How often another trial was started before this waiting one."""
+    num_workers: int = field(init=False)
+    """Devices that it occupies."""
+    planned_flops: float = field(init=False)
+    """Compute of the whole trial."""
+    comparable_flops: float = field(init=False)
+    """Compute up to which its loss can be compared with that of longer trials."""
 
-    @property
-    def num_workers(self) -> int:
-        """Devices that it occupies."""
-        return self.config.layout.num_workers if self.config else 1
+    def __post_init__(self) -> None:
+        self._settle()
+
+    def _settle(self) -> None:
+        """Work out what follows from the configuration: it is asked for at every report."""
+        self.num_workers = self.config.layout.num_workers if self.config else 1
+        self.planned_flops = self.planned.flops if self.planned else 0.0
+        stable = self.config.schedule.stable_fraction if self.config else 1.0
+        self.comparable_flops = self.planned_flops * stable * (1 + 1e-9)
+
+    def copy(self, donor: TrialRecord, changed: TrialRecord) -> None:
+        """Go on from where another trial stands, with a changed configuration."""
+        self.lineage.append(f"copied {donor.trial} at {donor.fidelity:.0%}")
+        for name in ("point", "config", "data", "planned", "startup_seconds"):
+            setattr(self, name, getattr(changed, name))
+        self.last, self.flops = dict(donor.last), donor.flops
+        self._settle()
 
     @property
     def is_running(self) -> bool:
         """Whether an attempt is under way."""
         return self.state is TrialState.RUNNING
-
-    @property
-    def flops(self) -> float:
-        """Compute that it has reached."""
-        return float(self.last.get("train_flops") or 0.0)
-
-    @property
-    def planned_flops(self) -> float:
-        """Compute of the whole trial."""
-        return self.planned.flops if self.planned else 0.0
-
-    @property
-    def comparable_flops(self) -> float:
-        """Compute up to which its loss can be compared with that of longer trials."""
-        stable = self.config.schedule.stable_fraction if self.config else 1.0
-        return self.planned_flops * stable * (1 + 1e-9)
 
     @property
     def fidelity(self) -> float:
@@ -138,8 +141,9 @@ class TrialRecord:
     def observe(self, values: Mapping[str, Any]) -> None:
         """Take over what a report or a result measured."""
         for name, value in values.items():
-            if name in _MEASURED and _is_known(value):
+            if name in MEASURED and _is_known(value):
                 self.last[name] = value
+        self.flops = float(self.last.get("train_flops") or 0.0)
         for name, value in (values.get("metrics") or {}).items():
             if _is_known(value):
                 self.metrics[name] = value

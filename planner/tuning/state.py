@@ -6,8 +6,6 @@ rebuilds them when a ledger is replayed.
 
 from __future__ import annotations
 
-import json
-from functools import lru_cache
 from itertools import islice
 from typing import Final
 
@@ -21,7 +19,7 @@ from planner.trial import TrialConfig, TrialState
 from planner.tuning.accounts import Accounts
 from planner.tuning.ledger import Line
 from planner.tuning.population import Population
-from planner.tuning.records import Attempt, Decision, TrialRecord
+from planner.tuning.records import MEASURED, Decision, TrialRecord
 from planner.tuning.schedulers import Scheduler
 from planner.tuning.searchers import Outcome, Searcher
 
@@ -53,6 +51,7 @@ class SweepState:
     ) -> None:
         self.study, self.cluster, self.num_devices = study, cluster, num_devices
         self.accounts = Accounts(study.budget)
+        self._first = study.first_objective
         self.trials: dict[str, TrialRecord] = {}
         self.reports: list[Line] = []
         """Every report, with what the study had spent by then."""
@@ -69,6 +68,10 @@ class SweepState:
         self._running: dict[str, TrialRecord] = {}
         self._num_rejected = 0
         self._held: set[str] = set()
+        self._verdicts: dict[str, Decision] = {}
+        """What the scheduler said of a trial, until it is carried out."""
+        self._priced: dict[str, TrialConfig] = {}
+        """Configurations that need not be read from the next line of their trial."""
         self.generation = 0
         """Times that a population has met."""
         self.copies: list[tuple[str, str]] = []
@@ -86,17 +89,14 @@ class SweepState:
 
     def spend(self, now: float | None = None) -> Spend:
         """Return what has been burnt up to a time of the study's clock."""
-        return self.accounts.spend(self._running.values(), self.now if now is None else now)
+        return self.accounts.spend(self.now if now is None else now)
 
     def loss(self, record: TrialRecord) -> float | None:
         """Return the first objective of a trial so far, turned so that small is good."""
-        objective = self.study.first_objective
-        value = record.last.get(objective.metric)
-        if value is None:
-            value = getattr(record.result(self.now), objective.metric)
-        if value is None:
-            return None
-        return objective.cost(float(value))
+        value = record.last.get(self._first.metric)
+        if value is None and self._first.metric not in MEASURED:
+            value = getattr(record.result(self.now), self._first.metric)
+        return None if value is None else self._first.cost(float(value))
 
     def _outcome(self, record: TrialRecord, loss: float | None) -> Outcome:
         expected = record.expected_seconds() if record.attempts and record.flops else 0.0
@@ -124,8 +124,8 @@ class SweepState:
         self.is_stopping = False
         self.give_up = None
         if line.get("added"):
-            self.accounts.budget = self.accounts.budget.plus(Budget(**line["added"]))
-        is_spent = self.accounts.budget.exceeded_by(self.spend()) is not None
+            self.accounts.add(Budget(**line["added"]))
+        is_spent = self.accounts.spent_field(self.now) is not None
         back = [r for r in self.trials.values() if r.is_running or (r.by_budget and not is_spent)]
         for record in back:
             self._leave_running(record)
@@ -134,7 +134,7 @@ class SweepState:
         self._waiting = names + [trial for trial in self._waiting if trial not in names]
 
     def _on_proposed(self, line: Line) -> None:
-        record = _record_of(line)
+        record = self._record_of(line)
         self.trials[record.trial] = record
         if record.state is TrialState.INFEASIBLE:
             self._num_rejected += 1
@@ -148,14 +148,7 @@ class SweepState:
         record = self.trials[line["trial"]]
         record.state = TrialState.RUNNING
         self._running[record.trial] = record
-        record.attempts.append(
-            Attempt(
-                start_seconds=self.now,
-                num_workers=record.num_workers,
-                start_flops=record.flops,
-                flops=record.flops,
-            )
-        )
+        self.accounts.open_attempt(record, self.now)
         position = self._waiting.index(record.trial)
         for trial in self._waiting[:position]:
             self.trials[trial].passed_over += 1
@@ -164,30 +157,29 @@ class SweepState:
 
     def _on_up(self, line: Line) -> None:
         record = self.trials[line["trial"]]
-        attempt = record.attempts[-1]
         if not record.lineage:
             self.accounts.found_checkpoint(record, float(line["flops"]))
-        attempt.start_seconds = self.now
-        attempt.start_flops = attempt.flops = float(line["flops"])
+        self.accounts.restart_attempt(record, self.now, float(line["flops"]))
 
     def _on_report(self, line: Line) -> None:
         record = self.trials[line["trial"]]
         metrics = line["metrics"]
         flops = float(metrics.get("train_flops") or 0.0)
         is_news = flops > record.flops
-        attempt = record.attempts[-1]
-        attempt.flops = max(attempt.flops, flops)
-        attempt.report_seconds = self.now
-        self.reports.append(line | {"spent_device_hours": self.spend().device_hours})
+        self.accounts.advance(record, flops, self.now)
+        spent = self.accounts.spent("device_hours", self.now)
+        self.reports.append(line | {"spent_device_hours": spent})
         record.observe(metrics)
         loss = self.loss(record)
         if not is_news or loss is None:
             return
         self._searcher.report(record.trial, record.fidelity, loss)
         if record.fidelity < 1.0 and flops <= record.comparable_flops:
-            record.verdict = self._scheduler.report(
+            verdict = self._scheduler.report(
                 record.trial, record.point, record.planned_flops, flops, loss
             )
+            if verdict is not Decision.CONTINUE:
+                self._verdicts[record.trial] = verdict
 
     def _on_ended(self, line: Line) -> None:
         record = self.trials[line["trial"]]
@@ -195,14 +187,12 @@ class SweepState:
         record.state = TrialState(line["state"])
         record.reason = line["reason"]
         record.by_budget = bool(line.get("by_budget"))
-        record.verdict = Decision.CONTINUE
+        self._verdicts.pop(record.trial, None)
         self._held.discard(record.trial)
         if record.trial in self._waiting:
             self._waiting.remove(record.trial)
         if record.attempts and line.get("metrics"):
-            attempt = record.attempts[-1]
-            attempt.flops = max(attempt.flops, record.flops)
-            attempt.report_seconds = self.now
+            self.accounts.advance(record, record.flops, self.now)
         self._leave_running(record)
         self.accounts.learn(record)
         if record.state is not TrialState.FAILED and not record.by_budget:
@@ -211,17 +201,14 @@ class SweepState:
     def _on_paused(self, line: Line) -> None:
         record = self.trials[line["trial"]]
         self._leave_running(record)
-        record.state, record.verdict = TrialState.PLANNED, Decision.CONTINUE
+        record.state = TrialState.PLANNED
+        self._verdicts.pop(record.trial, None)
         self._waiting.append(record.trial)
         self._held.add(record.trial)
 
     def _on_copied(self, line: Line) -> None:
         record, donor = self.trials[line["trial"]], self.trials[line["donor"]]
-        new = _record_of(line)
-        record.lineage.append(f"copied {donor.trial} at {donor.fidelity:.0%}")
-        for name in ("point", "config", "data", "planned", "startup_seconds"):
-            setattr(record, name, getattr(new, name))
-        record.last = dict(donor.last)
+        record.copy(donor, self._record_of(line))
         self.copies.append((record.trial, donor.trial))
         if isinstance(self._scheduler, Population):
             self._scheduler.copied(record.trial, donor.trial, record.point)
@@ -247,6 +234,14 @@ class SweepState:
         self.is_stopping = True
         self.give_up = line["reason"]
 
+    def _record_of(self, line: Line) -> TrialRecord:
+        config = self._priced.pop(line["trial"], None)
+        if line["reason"] or not line.get("config"):
+            config = None
+        elif config is None:
+            config = parse_config(line["config"], TrialConfig, "proposed")
+        return _record_of(line, config)
+
     def _leave_running(self, record: TrialRecord) -> None:
         self._running.pop(record.trial, None)
         self.accounts.close_attempt(record, self.now)
@@ -258,16 +253,9 @@ def _num_wanted(study: Study) -> int | None:
     return sum(1 for _ in islice(proposals(study), _MOST_COUNTED))
 
 
-@lru_cache(maxsize=256)
-def _config_of(text: str) -> TrialConfig:
-    """Return a configuration; simulated trials share a few, and reading one is most of a trial."""
-    return parse_config(json.loads(text), TrialConfig, "proposed")
-
-
-def _record_of(line: Line) -> TrialRecord:
-    """Return the trial that a `proposed` line describes."""
+def _record_of(line: Line, config: TrialConfig | None) -> TrialRecord:
+    """Return the trial that a `proposed` or `copied` line describes."""
     data = line.get("config")
-    config = _config_of(json.dumps(data)) if data and not line["reason"] else None
     usd, kwh = line.get("usd_per_device_hour"), line.get("kwh_per_device_hour")
     return TrialRecord(
         trial=line["trial"],
