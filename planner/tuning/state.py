@@ -203,6 +203,8 @@ class SweepState:
         self._leave_running(record)
         record.state = TrialState.PLANNED
         self._verdicts.pop(record.trial, None)
+        if record.trial in self._waiting:  # the driver died before it could pause it
+            self._waiting.remove(record.trial)
         self._waiting.append(record.trial)
         self._held.add(record.trial)
 

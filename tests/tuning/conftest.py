@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -61,3 +64,10 @@ def make_sweep() -> MakeSweep:
         return sweep, written
 
     return make
+
+
+@pytest.fixture
+def trainers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return the module of the trainers that train nothing."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    return importlib.import_module("trainers")

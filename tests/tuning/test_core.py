@@ -248,34 +248,6 @@ def lines_of_a_rich_run(study: Study, make_sweep: MakeSweep) -> list[Line]:
     return lines
 
 
-def test_replaying_any_prefix_leads_to_the_same_next_line(
-    make_study: MakeStudy, make_sweep: MakeSweep
-) -> None:
-    study = make_study(search=ASHA)
-    lines = lines_of_a_rich_run(study, make_sweep)
-    for cut in range(1, len(lines)):
-        sweep, _ = make_sweep(study, lines[:cut])
-        whole, _ = make_sweep(study)
-        assert sweep.num_sessions == 2
-        run_to_end(sweep, {"t000": 1.0, "t001": 2.0, "t002": 3.0, "t003": 0.5})
-        run_to_end(whole, {"t000": 1.0, "t001": 2.0, "t002": 3.0, "t003": 0.5})
-        assert [(r.trial, r.state, r.last.get("val_loss")) for r in sweep.trials.values()] == [
-            (r.trial, r.state, r.last.get("val_loss")) for r in whole.trials.values()
-        ]
-
-
-def test_replaying_a_whole_ledger_gives_the_same_rows_and_bill(
-    make_study: MakeStudy, make_sweep: MakeSweep
-) -> None:
-    study = make_study(search=ASHA)
-    sweep, lines = make_sweep(study)
-    run_to_end(sweep, {"t000": 1.0, "t001": 2.0, "t002": 3.0, "t003": 0.5})
-    again = Sweep(study, sweep.cluster, write=lambda line, durable: None)
-    again.replay(lines)
-    assert state_of(again) == state_of(sweep)
-    assert again.spend() == sweep.spend()
-
-
 def test_work_lost_in_a_crash_is_charged_up_to_the_last_line(
     make_study: MakeStudy, make_sweep: MakeSweep
 ) -> None:
@@ -318,12 +290,6 @@ def test_a_stop_that_a_crash_cut_off_is_carried_out_on_resume(
     stop = next(i for i, line in enumerate(lines) if line.get("state") == "stopped")
     sweep, _ = make_sweep(study, lines[:stop])
     assert sweep.trials[lines[stop]["trial"]].state is TrialState.STOPPED
-
-
-def test_no_trial_ends_twice(make_study: MakeStudy, make_sweep: MakeSweep) -> None:
-    lines = lines_of_a_rich_run(make_study(search=ASHA), make_sweep)
-    ended = [line["trial"] for line in lines if line["kind"] == "ended"]
-    assert len(ended) == len(set(ended)) == 4
 
 
 def test_events_of_a_trial_that_has_ended_change_nothing(

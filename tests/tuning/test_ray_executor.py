@@ -43,7 +43,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parent),  # where the workers find `hanging`
+        "PYTHONPATH": str(Path(__file__).parent),  # where the workers find `trainers`
     }.items():
         patch.setenv(name, value)
     import ray
@@ -163,7 +163,7 @@ def test_a_trial_that_hangs_is_ended_charged_and_tried_again(
     search = {"algorithm": "grid", "max_silence_seconds": 3.0}
     from planner.tuning.ray_executor import RayExecutor
 
-    executor = RayExecutor(trainer="hanging:hang_once")
+    executor = RayExecutor(trainer="trainers:hang_once")
     results = sweep(make_study(search_space=space, search=search), executor=executor, root=tmp_path)
     assert [trial.state for trial in results.trials] == [TrialState.COMPLETED]
     assert results.trials[0].num_attempts == 2

@@ -1,26 +1,20 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from planner.budget import Budget, Spend
+from planner.budget import Budget
 from planner.costs import resolve_cluster
 from planner.errors import ConfigError
 from planner.search_space import Point
 from planner.study import SchedulerConfig, SearchConfig, Study
 from planner.trial import TrialConfig, TrialState
 from planner.tuning.core import Sweep
-from planner.tuning.ledger import Line
-from planner.tuning.simulated import SimulatedExecutor, simulate
+from planner.tuning.simulated import simulate
 from planner.tuning.sources import LawSource, Timeline
-from planner.tuning.sweeping import sweep as run_sweep
 from planner.tuning.tables import CurveTable
 
 NAMES = ["rate", "decay"]
@@ -152,64 +146,3 @@ def test_a_rehearsal_spends_what_the_cost_model_says_and_finds_what_the_law_says
         assert record.num_workers == 1
     slower = simulate(small_study, LawSource(small_study, cluster, law, slowdown=2.0))
     assert slower.spend().device_hours == pytest.approx(2 * sweep.spend().device_hours)
-
-
-def test_the_simulated_executor_runs_a_whole_session_in_the_place_of_a_real_one(
-    small_study: Study, tmp_path: Path
-) -> None:
-    source = LawSource(
-        small_study, resolve_cluster(small_study.cluster), lambda n, d: 2.0 + d**-0.5
-    )
-    results = run_sweep(small_study, executor=SimulatedExecutor(source), root=tmp_path)
-    assert results.count(TrialState.COMPLETED) == 4
-
-
-FAULTS = st.lists(
-    st.sampled_from([None, None, TrialState.OUT_OF_MEMORY, TrialState.FAILED]),
-    min_size=1, max_size=5,
-)  # fmt: skip
-BUDGETS = st.one_of(
-    st.floats(0.03, 0.6).map(lambda hours: Budget(device_hours=hours)),
-    st.floats(60.0, 900.0).map(lambda seconds: Budget(seconds=seconds)),
-    st.floats(5.0, 60.0).map(lambda flops: Budget(flops=flops)),
-)
-
-
-@settings(max_examples=500, deadline=None)
-@given(
-    seed=st.integers(0, 50), num_workers=st.integers(1, 5), num_trials=st.integers(1, 12),
-    scheduler=st.sampled_from(["none", "asha", "octaves", "median", "hyperband"]),
-    slow=st.sampled_from([0.5, 1.0, 4.0]), faults=FAULTS, budget=BUDGETS,
-)  # fmt: skip
-def test_whatever_happens_nothing_is_lost_and_the_budget_holds_to_one_report(
-    seed: int, num_workers: int, num_trials: int, scheduler: str, slow: float,
-    faults: list[TrialState | None], budget: Budget,
-) -> None:  # fmt: skip
-    source = Faulty(TABLE, slow, faults)
-    study = study_of(
-        source, scheduler=scheduler, num_trials=num_trials, seed=seed, budget=budget,
-        num_workers=num_workers,
-    )  # fmt: skip
-    lines: list[Line] = []
-    sweep = simulate(study, source, write=lambda line, durable: lines.append(line))
-    assert not sweep.running
-    assert len(sweep.trials) <= num_trials
-    attempts = [(r, a) for r in sweep.trials.values() for a in r.attempts]
-    charged = sum((r.attempt_spend(a, sweep.now) for r, a in attempts), Spend())
-    spent = sweep.spend()
-    assert spent.device_hours == pytest.approx(charged.device_hours)
-    assert spent.device_hours <= sweep.now * num_workers / 3600 + 1e-9
-    interval = num_workers * STEP_SECONDS * slow
-    over = {"flops": float(num_workers), "device_hours": interval / 3600, "seconds": 1e-3}
-    for field, limit in budget.limits().items():
-        assert getattr(spent, field) <= limit + over[field] + 1e-9
-    again = Sweep(
-        study, resolve_cluster(study.cluster), write=lambda line, durable: None, price=source.price
-    )
-    again.replay(json.loads(json.dumps(lines)))
-    assert states(again) == states(sweep)
-    # The ledger keeps a tenth of a millisecond.
-    assert again.spend().device_hours == pytest.approx(spent.device_hours, abs=1e-6)
-
-
-TABLE = table_of(num_rows=15, num_points=6)

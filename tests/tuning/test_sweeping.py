@@ -73,18 +73,6 @@ def test_a_sweep_writes_its_results_and_its_bill(make_study: MakeStudy, tmp_path
     assert standing_of(results.folder).word == "finished"
 
 
-@pytest.mark.parametrize("algorithm", ["grid", "random", "bayesian"])
-def test_the_same_seed_gives_the_same_table(
-    make_study: MakeStudy, tmp_path: Path, algorithm: str
-) -> None:
-    search = {"algorithm": algorithm, "num_trials": 3, "seed": 4, "max_concurrent": 1,
-              "scheduler": {"name": "asha", "reduction_factor": 2}}  # fmt: skip
-    study = make_study(search=search)
-    first = sweep(study, executor="inline", name="a", root=tmp_path)
-    second = sweep(study, executor="inline", name="b", root=tmp_path)
-    assert table(first) == table(second)
-
-
 @pytest.mark.parametrize(
     ("event", "count"), [("report", 2), ("report", 7), ("ended", 2), ("up", 3)]
 )
