@@ -137,14 +137,13 @@ class Sweep(SweepState):
         record = self.trials[trial]
         if not record.is_running:
             return Decision.STOP
-        broken = _not_finite(metrics)
         attempt = len(record.attempts)
-        self._record(
-            {"kind": "report", "trial": trial, "attempt": attempt, "metrics": dict(metrics)}, now
-        )
-        if broken:
-            self._end(record, TrialState.DIVERGED, f"{broken} is not finite", now)
-            return Decision.STOP
+        line: Line = {
+            "kind": "report", "trial": trial, "attempt": attempt, "metrics": dict(metrics),
+        }  # fmt: skip
+        if broken := _not_finite(metrics):
+            line["not_finite"] = broken
+        self._record(line, now)
         self._settle(now)
         if record.is_running and record.fidelity < 1.0:
             self.tick(now)
@@ -293,7 +292,10 @@ class Sweep(SweepState):
         return _proposed_line(self.study, found, self._dumped[1], self.num_devices)
 
     def _settle(self, now: float) -> None:
-        """Carry out the scheduler's verdicts that no line has carried out yet."""
+        """Carry out what reports led to and no line has carried out yet."""
+        for trial, broken in list(self._not_finite.items()):
+            reason = f"{broken} is not finite"
+            self._end(self.trials[trial], TrialState.DIVERGED, reason, now)
         for trial, verdict in list(self._verdicts.items()):
             record = self.trials[trial]
             if verdict is Decision.PAUSE:

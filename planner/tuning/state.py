@@ -70,6 +70,8 @@ class SweepState:
         self._held: set[str] = set()
         self._verdicts: dict[str, Decision] = {}
         """What the scheduler said of a trial, until it is carried out."""
+        self._not_finite: dict[str, str] = {}
+        """Which loss of a trial was not finite, until the trial has ended for it."""
         self._priced: dict[str, TrialConfig] = {}
         """Configurations that need not be read from the next line of their trial."""
         self.generation = 0
@@ -170,6 +172,9 @@ class SweepState:
         spent = self.accounts.spent("device_hours", self.now)
         self.reports.append(line | {"spent_device_hours": spent})
         record.observe(metrics)
+        if line.get("not_finite"):
+            self._not_finite[record.trial] = line["not_finite"]
+            return
         loss = self.loss(record)
         if not is_news or loss is None:
             return
@@ -188,6 +193,7 @@ class SweepState:
         record.reason = line["reason"]
         record.by_budget = bool(line.get("by_budget"))
         self._verdicts.pop(record.trial, None)
+        self._not_finite.pop(record.trial, None)
         self._held.discard(record.trial)
         if record.trial in self._waiting:
             self._waiting.remove(record.trial)
