@@ -14,7 +14,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e ".[train,jobs,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e ".[train,data,jobs,dev]"
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -23,11 +23,10 @@ import torch
 from plain_gpt import PlainGpt, PlainTrainer
 
 from planner.engine import train
-from planner.engine.data.corpus import load_corpus
-from planner.engine.data.windows import Windows
 from planner.engine.parallel.workers import Workers
 from planner.engine.schedules import learning_rate_factor
 from planner.engine.step import Stepper
+from planner.engine.tasks import load_samples
 from planner.trial import TrialConfig
 
 SHAPES = {"ctx 64, 12 sequences": (64, 12), "ctx 256, 16 sequences": (256, 16)}
@@ -52,7 +51,7 @@ def trial(length: int, sequences: int, compute: str = "fp32", **changes: object)
 def make_stepper(config: TrialConfig) -> Stepper:
     """Return the engine's stepper in this process."""
     workers = Workers(rank=0, world_size=1, device=torch.device("cpu"))
-    return Stepper(config, workers, Windows.of(config, load_corpus(config.data)))
+    return Stepper(config, workers, load_samples(config))
 
 
 def engine_step(stepper: Stepper) -> Callable[[int], object]:
@@ -80,7 +79,7 @@ def speed(rounds: int) -> None:
     for name, (length, sequences) in SHAPES.items():
         steppers = [make_stepper(trial(length, sequences, c)) for c in ("fp32", "bf16")]
         model = PlainGpt(LAYERS, HEADS, WIDTH, 256, length)
-        tokens = steppers[0].windows.corpus.train
+        tokens = steppers[0].samples.corpora[0].train
         plain = PlainTrainer(model, tokens, sequences, length, 1e-3)
         steps = [lambda _, p=plain: p.step(), *(engine_step(s) for s in steppers)]
         rates = [length * sequences / s for s in median_cpu_seconds(steps, rounds)]
@@ -124,7 +123,7 @@ def data(rounds: int) -> None:
     print("|---|---|---|---|")
     for name, (length, sequences) in SHAPES.items():
         stepper = make_stepper(trial(length, sequences))
-        read = stepper.windows.training
+        read = stepper.samples.training
         steps = [lambda n, r=read, s=sequences: r(n * s, s), engine_step(stepper)]
         batch, step = median_cpu_seconds(steps, rounds)
         print(f"| {name} | {batch * 1e3:.2f} | {step * 1e3:.1f} | {batch / step:.1%} |")
@@ -148,7 +147,7 @@ def quality(iterations: int) -> None:
     found = train(config)
     stepper = make_stepper(config)
     plain = PlainTrainer(
-        PlainGpt(LAYERS, HEADS, WIDTH, 256, 64), stepper.windows.corpus.train, 12, 64, 1e-3
+        PlainGpt(LAYERS, HEADS, WIDTH, 256, 64), stepper.samples.corpora[0].train, 12, 64, 1e-3
     )
     for number in range(1, iterations + 1):
         plain.step(1e-3 * learning_rate_factor(config.schedule, number / iterations))

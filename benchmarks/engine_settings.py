@@ -23,10 +23,9 @@ import torch
 
 from planner.costs import ClusterConfig, estimate, resolve_cluster
 from planner.engine.checkpoint import Checkpoints, Saved
-from planner.engine.data.corpus import load_corpus
-from planner.engine.data.windows import Windows
 from planner.engine.parallel.workers import Workers
 from planner.engine.step import Stepper
+from planner.engine.tasks import load_samples
 from planner.trial import TrialConfig
 from planner.units import format_bytes
 
@@ -67,7 +66,7 @@ def trial(sections: dict[str, dict[str, object]]) -> TrialConfig:
 
 def make_stepper(config: TrialConfig) -> Stepper:
     """Return the engine's stepper in this process."""
-    return Stepper(config, ALONE, Windows.of(config, load_corpus(config.data)))
+    return Stepper(config, ALONE, load_samples(config))
 
 
 def peak_bytes(stepper: Stepper) -> int:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Self, TypeVar, get_args
+from typing import Annotated, Any, Final, Self, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -348,12 +348,12 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
 
 
 def field_names(model: type[BaseModel], key: Key) -> list[str]:
-    """Return the names of the fields that the mapping at `key` may hold."""
-    models = [model]
+    """Return the names of the fields that the mapping at `key` may hold; none where any name goes."""
+    models, is_open = [model], False
     for part in key:
-        inner: list[type[BaseModel]] = []
-        for candidate in models:
-            known = candidate.model_fields.get(str(part))
-            inner += _models_in(known.annotation) if known else []
-        models = inner or models
+        fields = [c.model_fields[str(part)] for c in models if str(part) in c.model_fields]
+        is_open = not is_open and any(get_origin(f.annotation) is dict for f in fields)
+        models = [inner for f in fields for inner in _models_in(f.annotation)] or models
+    if is_open:
+        return []
     return [name for candidate in models for name in candidate.model_fields]

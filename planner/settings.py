@@ -40,6 +40,10 @@ def settings_of(model: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
             default=_default(field),
             meaning=" ".join((field.description or "").split()),
         )
+        if get_origin(field.annotation) is dict:
+            named = _model_in(get_args(field.annotation)[1])
+            if named is not None:
+                yield from settings_of(named, f"{path}.NAME.")
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -314,7 +314,7 @@ def _path_problems(study: Study, document: Document) -> list[str]:
         parts = tuple(name.split("."))
         for i, part in enumerate(parts):
             known = field_names(TrialConfig, parts[:i])
-            if part not in known:
+            if known and part not in known:
                 place = document.place(("search_space", "parameters", name))
                 prefix = ".".join(parts[:i])
                 full = [f"{prefix}.{k}" if prefix else k for k in known]

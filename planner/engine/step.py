@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from planner.engine.data.windows import Batch, Windows
-from planner.engine.losses import make_token_loss
+from planner.engine.data.windows import Batch
 from planner.engine.optimizers import build_optimizer
 from planner.engine.parallel.build import build_local_model
 from planner.engine.parallel.gradients import scale_gradients, squared_norm, sum_gradients
@@ -17,7 +16,7 @@ from planner.engine.parallel.workers import Workers
 from planner.engine.precision import COMPUTE_DTYPES, check_device
 from planner.engine.precision.loss_scale import LossScale
 from planner.engine.schedules import learning_rate_factor, scaled_learning_rate
-from planner.engine.tasks import NextToken
+from planner.engine.tasks import Samples, make_task
 from planner.trial import TrialConfig
 
 __all__ = ["Stepper"]
@@ -26,14 +25,10 @@ __all__ = ["Stepper"]
 class Stepper:
     """Model, optimizer and data of one worker, ready to take steps."""
 
-    def __init__(self, config: TrialConfig, workers: Workers, windows: Windows) -> None:
-        self.config, self.workers, self.windows = config, workers, windows
+    def __init__(self, config: TrialConfig, workers: Workers, samples: Samples) -> None:
+        self.config, self.workers, self.samples = config, workers, samples
         self.groups = make_groups(config.layout, workers.rank, workers.device.type)
-        self.task = NextToken(
-            windows,
-            training=make_token_loss(self.groups, config.optimizer.label_smoothing),
-            validation=make_token_loss(self.groups),
-        )
+        self.task = make_task(config, samples, self.groups)
         check_device(config.precision, workers.device)
         compute = COMPUTE_DTYPES[config.precision.compute]
         self.loss_scale = LossScale() if config.precision.compute == "fp16" else None
@@ -244,12 +239,12 @@ class Stepper:
         return sum_in(self.groups.group("pipeline"), squares.sum()).sqrt()
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Return the validation loss in nats per token; a collective call."""
+    def validate(self) -> dict[str, float]:
+        """Return `val_loss` and the task's other metrics; a collective call."""
         self.average_parameters()
         for stage in self.local.stages.values():
             stage.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=self.workers.device)
+        sums = torch.zeros(self.task.num_sums, dtype=torch.float64, device=self.workers.device)
         size = self.config.micro_batch_sequences
         for numbers in self.task.validation_numbers(
             self.groups.data_rank, self.groups.num_data, size
@@ -260,5 +255,4 @@ class Stepper:
             )
             if logits_BTV is not None:
                 sums += self.task.validation_sums(logits_BTV, targets_BT, numbers)
-        total, tokens = self.workers.sum(sums).tolist()
-        return total / tokens
+        return self.task.measures(self.workers.sum(sums).tolist())

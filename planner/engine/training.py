@@ -14,8 +14,6 @@ import torch
 from planner.costs.flops import num_train_tokens, train_flops_per_token
 from planner.costs.params import count_params
 from planner.engine.checkpoint import Checkpoints, Saved, check_same, load_newest
-from planner.engine.data.corpus import Corpus, load_corpus, unigram_entropy
-from planner.engine.data.windows import Windows
 from planner.engine.failures import classify
 from planner.engine.measurement import (
     Clock,
@@ -27,11 +25,14 @@ from planner.engine.measurement import (
 from planner.engine.parallel.workers import Workers, join_workers
 from planner.engine.schedules import sequences_at
 from planner.engine.step import Stepper
+from planner.engine.tasks import Samples, load_samples
 from planner.errors import TrialError
 from planner.trial import TrialConfig, TrialResult, TrialState, divisors
 from planner.trial.support import check_supported, check_workers
 
 __all__ = ["OnMetrics", "train"]
+
+_COLUMNS: Final = frozenset(f.name for f in fields(TrialResult))
 
 OnMetrics = Callable[[dict[str, Any]], bool | None]
 """Called by the first worker at every report; False stops the trial."""
@@ -137,7 +138,7 @@ class _Run:
         self.reports_since_best = 0
         self.report: dict[str, Any] = {}
         self.checkpoints: Checkpoints | None = None
-        self.corpus: Corpus | None = None
+        self.samples: Samples | None = None
         self.clock = Clock(workers.device)
         reset_peak_memory(workers.device)
 
@@ -146,9 +147,8 @@ class _Run:
         if self.workers.device.type == "cpu":
             torch.set_num_threads(self.config.execution.threads_per_worker)
         check_host_memory(self._state_bytes(), self.workers.device)
-        self.corpus = load_corpus(self.config.data)
-        windows = Windows.of(self.config, self.corpus)
-        self.stepper = Stepper(self.config, self.workers, windows)
+        self.samples = load_samples(self.config)
+        self.stepper = Stepper(self.config, self.workers, self.samples)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.workers.device)
         self._loss_steps = 0
         if checkpoint_dir is None:
@@ -192,7 +192,7 @@ class _Run:
         )
 
     def _corpus_hash(self) -> str:
-        return "" if self.corpus is None else self.corpus.content_hash
+        return "" if self.samples is None else self.samples.content_hash
 
     def carry_out(
         self,
@@ -267,12 +267,13 @@ class _Run:
         new_sequences = self.sequences - self._reported_sequences
         self._reported_sequences = self.sequences
         self.clock.lap_steps(new_sequences * self.config.model.sequence_length)
-        val_loss = self.stepper.validate()
+        found = self.stepper.validate()
+        val_loss = found["val_loss"]
         self.clock.lap_validation()
         train_loss = self._mean_over_workers(self._loss_sum) / self._loss_steps
         self._loss_sum.zero_()
         self._loss_steps = 0
-        self.report = {"val_loss": val_loss, "train_loss": train_loss, **self._measured()}
+        self.report = {**_in_columns(found), "train_loss": train_loss, **self._measured()}
         self._check(val_loss, "validation")
         improved = self.best_val_loss is None or val_loss < self.best_val_loss
         self.best_val_loss = val_loss if improved else self.best_val_loss
@@ -370,17 +371,14 @@ class _Run:
 
     def result(self) -> TrialResult:
         """Return the trial's row."""
-        row = {f.name for f in fields(TrialResult)}
-        last = {key: value for key, value in self.report.items() if key in row}
+        last = {k: v for k, v in self.report.items() if k in _COLUMNS - {"metrics"}}
         values = last | {key: v for key, v in self._counted().items() if v is not None}
         if self.state is not TrialState.COMPLETED:
             peak = peak_memory_bytes(self.workers.device)
             values["peak_memory_bytes"] = max(peak, values.get("peak_memory_bytes") or 0.0)
-        metrics: dict[str, float] = {}
-        if self.corpus is not None:
-            metrics["corpus_fingerprint"] = self.corpus.fingerprint()
-            metrics["unique_tokens"] = float(len(self.corpus.train))
-            metrics["unigram_entropy"] = unigram_entropy(self.corpus)
+        metrics: dict[str, float] = dict(self.report.get("metrics", {}))
+        if self.samples is not None:
+            metrics |= self.samples.facts(self.sequences)
         if self.config.precision.emulate != "none":
             metrics["emulated_precision"] = 1.0
         if self.config.execution.compile:
@@ -396,3 +394,9 @@ class _Run:
             metrics=metrics,
             **values,
         )
+
+
+def _in_columns(found: dict[str, float]) -> dict[str, Any]:
+    """Return metrics under their columns of TrialResult, those that have none in `metrics`."""
+    own = {name: value for name, value in found.items() if name in _COLUMNS}
+    return own | {"metrics": {name: v for name, v in found.items() if name not in own}}

@@ -2,7 +2,8 @@
 
     point.py      TrialConfig and its cross-field rules
     model.py      shape of the model
-    settings.py   batch, optimizer, schedule, precision, execution, length, data
+    settings.py   batch, optimizer, schedule, precision, execution, length
+    data.py       corpora, mixtures, tokenizers
     layout.py     degrees of parallelism
     result.py     TrialResult and its states
 
@@ -12,6 +13,7 @@ a cluster is in `planning.py`.
 
 from __future__ import annotations
 
+from planner.trial.data import BPE, BYTES, DataConfig, SourceConfig
 from planner.trial.divisibility import divisors
 from planner.trial.layout import ParallelLayout
 from planner.trial.model import ModelConfig
@@ -19,7 +21,6 @@ from planner.trial.point import TrialConfig
 from planner.trial.result import TrialResult, TrialState
 from planner.trial.settings import (
     BatchConfig,
-    DataConfig,
     ExecutionConfig,
     OptimizerConfig,
     PrecisionConfig,
@@ -28,6 +29,8 @@ from planner.trial.settings import (
 )
 
 __all__ = [
+    "BPE",
+    "BYTES",
     "BatchConfig",
     "DataConfig",
     "ExecutionConfig",
@@ -36,6 +39,7 @@ __all__ = [
     "ParallelLayout",
     "PrecisionConfig",
     "ScheduleConfig",
+    "SourceConfig",
     "TrainConfig",
     "TrialConfig",
     "TrialResult",

@@ -7,12 +7,12 @@ from typing import Self
 from pydantic import model_validator
 
 from planner.config import Config
+from planner.trial.data import BPE, DataConfig
 from planner.trial.divisibility import must_divide
 from planner.trial.layout import ParallelLayout
 from planner.trial.model import ModelConfig
 from planner.trial.settings import (
     BatchConfig,
-    DataConfig,
     ExecutionConfig,
     OptimizerConfig,
     PrecisionConfig,
@@ -21,6 +21,8 @@ from planner.trial.settings import (
 )
 
 __all__ = ["TrialConfig"]
+
+_NUM_BYTES = 256
 
 
 class TrialConfig(Config):
@@ -52,6 +54,15 @@ class TrialConfig(Config):
         """Forward passes that one worker accumulates per optimizer step."""
         share = self.batch.sequences_per_step // self.layout.data_shards
         return share // self.micro_batch_sequences
+
+    @model_validator(mode="after")
+    def _has_data(self) -> Self:
+        if self.data.tokenizer == BPE and self.model.vocab_size <= _NUM_BYTES:
+            raise ValueError(
+                f"a byte-level BPE has more tokens than the {_NUM_BYTES} bytes: "
+                f"model.vocab_size={self.model.vocab_size}. Raise it, or use tokenizer: bytes"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -58,6 +58,9 @@ class TrialResult:
     num_steps: int | None = None
     val_loss: float | None = None
     """Validation loss in nats per token at the last validation."""
+    val_bits_per_byte: float | None = None
+    """Validation loss in bits per byte of text, which compares over tokenizers; absent for token
+    files."""
     train_loss: float | None = None
     """Training loss in nats per token, mean since the report before."""
     tokens_per_second: float | None = None

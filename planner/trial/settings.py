@@ -10,7 +10,6 @@ from planner.config import Config, Count, Fraction, PositiveCount, PositiveFloat
 
 __all__ = [
     "BatchConfig",
-    "DataConfig",
     "ExecutionConfig",
     "OptimizerConfig",
     "PrecisionConfig",
@@ -172,21 +171,3 @@ class TrainConfig(Config):
                 f"(got {', '.join(given) or 'none'})"
             )
         return self
-
-
-class DataConfig(Config):
-    """What to train on."""
-
-    corpus: Annotated[str, Field(min_length=1, max_length=4096)] = "python-stdlib"
-    """`python-stdlib` (sources of the running interpreter's library), or a path: text file, folder,
-    JSONL or Parquet table of documents, or `.bin` tokens."""
-    text_column: Annotated[str, Field(min_length=1)] = "text"
-    """Column of a JSONL or Parquet table that holds the text."""
-    max_unique_tokens: PositiveCount | None = None
-    """Training tokens to use at most; training on more repeats them in further epochs."""
-    tokenizer: Literal["bytes"] = "bytes"
-    """How text becomes tokens; ignored for token files."""
-    token_dtype: Literal["uint16", "uint32"] = "uint16"
-    """Number format of a `.bin` file, little-endian."""
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the documents (or, of one file, of its end) held back for validation."""

@@ -124,12 +124,11 @@ def make_stepper() -> Callable[[TrialConfig], Any]:
     def make(config: TrialConfig) -> Any:
         import torch
 
-        from planner.engine.data.corpus import load_corpus
-        from planner.engine.data.windows import Windows
         from planner.engine.parallel.workers import Workers
         from planner.engine.step import Stepper
+        from planner.engine.tasks import load_samples
 
         workers = Workers(rank=0, world_size=1, device=torch.device("cpu"))
-        return Stepper(config, workers, Windows.of(config, load_corpus(config.data)))
+        return Stepper(config, workers, load_samples(config))
 
     return make

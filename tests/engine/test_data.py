@@ -17,6 +17,8 @@ from planner.engine import corpus_entropy, train
 from planner.engine.data.corpus import load_corpus
 from planner.engine.data.order import WindowOrder, even_starts, permute
 from planner.engine.data.windows import Windows
+from planner.engine.parallel.groups import Groups
+from planner.engine.tasks import NextToken
 from planner.errors import ConfigError
 from planner.trial import DataConfig
 
@@ -56,14 +58,10 @@ def test_two_epochs_cut_the_text_at_different_offsets():
 
 def test_validation_reads_the_same_windows_for_every_number_of_workers(small):
     config = small(train={"validation_tokens": 16 * 12})
-    windows = Windows.of(config, load_corpus(config.data))
-    assert np.array_equal(windows.validation_starts, even_starts(len(windows.corpus.validation), 16, 12))  # fmt: skip
-    from planner.engine.losses import make_token_loss
-    from planner.engine.parallel.groups import Groups
-    from planner.engine.tasks import NextToken
-
-    loss = make_token_loss(Groups(layout=config.layout))
-    task = NextToken(windows, loss, loss)
+    windows = Windows.load(config)
+    starts = even_starts(len(windows.corpora[0].validation), 16, 12)
+    assert np.array_equal(windows.validation_windows[:, 1], starts)
+    task = NextToken(config, windows, Groups(layout=config.layout))
     for workers in (1, 2, 3, 5):
         read = [
             number
@@ -114,7 +112,8 @@ def test_workers_that_race_for_the_cache_read_the_same(tmp_path):
     found = []
 
     def read():
-        found.append(load_corpus(DataConfig(corpus=str(path))).content_hash)
+        data = DataConfig(corpus=str(path), invalid_text="keep")
+        found.append(load_corpus(data).content_hash)
 
     threads = [threading.Thread(target=read) for _ in range(8)]
     for thread in threads:
@@ -128,7 +127,7 @@ def test_workers_that_race_for_the_cache_read_the_same(tmp_path):
 def test_bytes_that_are_no_utf_8_are_tokens_like_any_other(tmp_path, small):
     path = tmp_path / "binary.txt"
     path.write_bytes(bytes(range(256)) * 100)
-    config = small(data={"corpus": str(path)})
+    config = small(data={"corpus": str(path), "invalid_text": "keep"})
     assert corpus_entropy(config) == pytest.approx(math.log(256), abs=1e-3)
 
 

@@ -8,14 +8,24 @@ with the next index.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["WindowOrder", "even_starts", "permute"]
+__all__ = [
+    "SampleOrder",
+    "WindowOrder",
+    "even_starts",
+    "mixture_counts",
+    "mixture_places",
+    "permute",
+]
 
 _ROUNDS = 4
+_SHARE_BITS = 20
+"""Shares of a mixture are multiples of 2**-20, so that counting samples is exact."""
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -53,6 +63,33 @@ def _key(seed: int, epoch: int) -> int:
 
 
 @dataclass(slots=True)
+class SampleOrder:
+    """Samples, each read once per epoch in an order of the epoch's own."""
+
+    num_samples: int
+    seed: int
+    _keys: dict[int, int] = field(default_factory=dict)
+
+    def samples(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return which sample each index is, shape [indices]."""
+        found = np.empty(len(indices), dtype=np.int64)
+        epochs = indices // self.num_samples
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            within = (indices[chosen] % self.num_samples).astype(np.uint64)
+            found[chosen] = permute(within, self.num_samples, self.key(int(epoch)))
+        return found
+
+    def key(self, epoch: int) -> int:
+        """Return the key of an epoch's order."""
+        key = self._keys.get(epoch)
+        if key is None:
+            key = _key(self.seed, epoch)
+            self._keys = {epoch: key}
+        return key
+
+
+@dataclass(slots=True)
 class WindowOrder:
     """Windows of `length + 1` tokens, each read once per epoch in an order of the epoch's own.
 
@@ -64,7 +101,10 @@ class WindowOrder:
     length: int
     """Tokens that a window predicts."""
     seed: int
-    _epochs: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _order: SampleOrder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._order = SampleOrder(self.num_windows, self.seed)
 
     @property
     def num_windows(self) -> int:
@@ -74,22 +114,58 @@ class WindowOrder:
 
     def starts(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the first token of each sample's window, shape [samples]."""
-        starts = np.empty(len(indices), dtype=np.int64)
+        starts = self._order.samples(indices) * self.length
         epochs = indices // self.num_windows
+        spare = self.num_tokens - 1 - self.num_windows * self.length
         for epoch in np.unique(epochs).tolist():
-            chosen = epochs == epoch
-            key, offset = self._epoch(int(epoch))
-            within = (indices[chosen] % self.num_windows).astype(np.uint64)
-            windows = permute(within, self.num_windows, key).astype(np.int64)
-            starts[chosen] = windows * self.length + offset
+            offset = self._order.key(int(epoch)) % (min(spare, self.length - 1) + 1)
+            starts[epochs == epoch] += offset
         return starts
 
-    def _epoch(self, epoch: int) -> tuple[int, int]:
-        if epoch not in self._epochs:
-            key = _key(self.seed, epoch)
-            spare = self.num_tokens - 1 - self.num_windows * self.length
-            self._epochs = {epoch: (key, key % (min(spare, self.length - 1) + 1))}
-        return self._epochs[epoch]
+
+def mixture_places(
+    indices: npt.NDArray[np.int64], weights: Sequence[float]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the source of each sample of a mixture, and which of the source's samples it is.
+
+    The first source has sample i where floor(w (i + 1)) > floor(w i) for its share w; what it leaves
+    over is numbered on and dealt to the others alike. So both are functions of i alone, and among
+    the first n samples a source has its share of n, up to one sample per source before it.
+
+    >>> mixture_places(np.arange(8), [3.0, 1.0])[0].tolist()
+    [1, 0, 0, 0, 1, 0, 0, 0]
+    """
+    sources = np.full(len(indices), len(weights) - 1, dtype=np.int64)
+    places = indices.astype(np.int64)
+    left = np.ones(len(indices), dtype=bool)
+    for source, share in enumerate(_shares(weights)):
+        before = places * share >> _SHARE_BITS
+        mine = left & (((places + 1) * share >> _SHARE_BITS) > before)
+        sources[mine] = source
+        left &= ~mine
+        places = np.where(mine, before, np.where(left, places - before, places))
+    return sources, places
+
+
+def mixture_counts(num_samples: int, weights: Sequence[float]) -> list[int]:
+    """Return how many of a mixture's first samples each source has.
+
+    >>> mixture_counts(8, [3.0, 1.0])
+    [6, 2]
+    """
+    counts = []
+    left = num_samples
+    for share in _shares(weights):
+        counts.append(left * share >> _SHARE_BITS)
+        left -= counts[-1]
+    return [*counts, left]
+
+
+def _shares(weights: Sequence[float]) -> list[int]:
+    """Return each source's share of what the sources before it leave over, but the last one's."""
+    whole = 2**_SHARE_BITS
+    parts = [round(whole * w / sum(weights[i:])) for i, w in enumerate(weights[:-1])]
+    return [min(max(part, 1), whole - 1) for part in parts]
 
 
 def even_starts(num_tokens: int, length: int, num_windows: int) -> npt.NDArray[np.int64]:
