@@ -1,24 +1,22 @@
 """Constants of a cluster, fitted on trials that were measured there.
 
-Two layers: the few efficiencies of the closed form, bounded and with priors around the defaults;
-then a Gaussian process on what the logarithm of measured over predicted leaves, which shrinks to
-nothing where there is little to learn from. Its variance gives the intervals. The launch constant is
-a property of one cluster's hosts: nothing here carries it to another cluster.
+The few efficiencies of the closed form, bounded and with priors around the defaults, and a Gaussian
+process on what they leave, fitted together (`residual.py`). The process is zero where there is little to
+learn from; its variance and that of the constants give the intervals. The launch constant is a
+property of one cluster's hosts: nothing here carries it to another cluster.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
-from scipy.optimize import least_squares
-from scipy.stats import t as student
 
 from planner.costs.cluster import Cluster
 from planner.costs.memory import CPU_MEMORY, GPU_MEMORY, MemoryConstants, memory_use
+from planner.costs.residual import Prior, Process, features, fit_process, slopes_of
 from planner.costs.speed import (
     NORMAL_90,
     Efficiency,
@@ -29,6 +27,8 @@ from planner.costs.speed import (
 from planner.costs.workload import Array, Workload, concatenate
 
 __all__ = ["Calibration", "MeasuredTrial", "Prediction", "calibrate", "uncalibrated"]
+
+C = TypeVar("C", Efficiency, MemoryConstants)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -52,123 +52,28 @@ class Prediction:
     upper: Array
 
 
-_PRIORS: Final = {
-    "gemm": (0.2, 1.2), "attention": (0.35, 1.0), "memory": (0.35, 1.1), "network": (0.6, 1.2),
-    "launch_seconds": (0.8, 0.02),
+_SPREADS: Final = {
+    "gemm": (0.2, 1.2), "attention": (0.35, 1.0), "memory": (0.35, 1.1), "network": (0.5, 1.2),
+    "launch_seconds": (0.6, 0.02),
 }  # fmt: skip
 """Log standard deviation around the default, and upper bound, of each efficiency."""
-
-_CPU_PRIORS: Final = {
+_CPU_SPREADS: Final = {
     "gemm": (0.7, 4.0), "attention": (0.7, 2.0), "memory": (0.7, 4.0), "network": (0.8, 4.0),
     "launch_seconds": (0.8, 0.02),
 }  # fmt: skip
 """The same for cores, whose default speed is a guess."""
+_MEMORY_SPREADS: Final = {
+    "overhead_bytes": (0.5, 1e12), "activation_factor": (0.2, 10.0), "loss_factor": (0.3, 10.0),
+    "state_factor": (0.1, 10.0),
+}  # fmt: skip
+_LEAST: Final = -4.0
+"""Lower bound of the logarithm of a constant over its default."""
 
-_NOISE: Final = 0.2
-"""Log standard deviation of what the closed form leaves, while its constants are fitted; wide, so that
-a few trials do not drag a constant to explain what the residual process should."""
+_TIME_PRIOR: Final = Prior()
+"""Of step seconds; chosen so that no source of benchmarks/costs.py is much worse off than another."""
+_MEMORY_PRIOR: Final = Prior(effect=0.02, experts=0.02, amplitude=0.04, noise=0.06)
 _MEMORY_LOG_SIGMA: Final = 0.15
 """Log standard deviation of measured over predicted peak memory without calibration."""
-_MEMORY_NOISE: Final = 0.06
-"""Log standard deviation of what the closed form of memory leaves while its constants are fitted."""
-_AMPLITUDES: Final = (0.02, 0.05, 0.1, 0.2, 0.35)
-"""Standard deviations of the residual process that the marginal likelihood chooses among."""
-
-
-def _features(w: Workload) -> Array:
-    """Return what residuals may depend on, one row per configuration, in units of one length scale."""
-    columns = [
-        np.log2(w.micro_batch * w.sequence_tokens / w.context) / 3.0,
-        np.log2(w.d_model) / 2.0,
-        np.log2(w.sequence_tokens) / 3.0,
-        np.log2(w.tensor) / 2.0,
-        np.log2(w.pipeline) / 2.0,
-        np.log2(w.data) / 4.0,
-        np.log2(w.context) / 2.0,
-        np.log2(w.num_micro_batches) / 4.0,
-        np.log2(w.virtual) / 3.0,
-        np.asarray(w.recompute) / 2.0,
-        np.asarray(w.is_fp8) / 1.0,
-        np.asarray(w.zero_stage) / 3.0,
-        np.asarray(w.flash) / 1.0,
-        np.log2(1.0 + np.asarray(w.num_experts)) / 6.0,
-        np.log2(w.head_dim) / 2.0,
-    ]
-    size = np.broadcast_shapes(*(np.shape(c) for c in columns))
-    return np.stack([np.broadcast_to(c, size or (1,)) for c in columns], axis=1).astype(np.float64)
-
-
-def _kernel(a: Array, b: Array) -> Array:
-    """Return the correlation of residuals: half a common effect per feature, half all of them together.
-
-    A product of exponentials in the city-block distance (Matern 1/2), plus the mean over the
-    features that vary of such exponentials one by one, so that the effect of one degree carries over.
-    """
-    distance = np.abs(a[:, None, :] - b[None, :, :])
-    together = np.exp(-0.5 * distance.sum(axis=2))
-    varies = np.ptp(np.concatenate([a, b]), axis=0) > 0
-    if not varies.any():
-        return np.asarray(together)
-    apart = np.exp(-distance[:, :, varies]).mean(axis=2)
-    return np.asarray(0.5 * together + 0.5 * apart)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Residual:
-    """A Gaussian process on log residuals."""
-
-    points: Array
-    weights: Array
-    factor: Array
-    amplitude: float
-    noise: float
-
-    def at(self, points: Array) -> tuple[Array, Array]:
-        """Return mean and standard deviation at points, the noise included."""
-        cross = self.amplitude**2 * _kernel(points, self.points)
-        mean = cross @ self.weights
-        solved = cho_solve((self.factor, True), cross.T)
-        variance = self.amplitude**2 - np.einsum("ij,ji->i", cross, solved)
-        return mean, np.sqrt(np.maximum(variance, 0.0) + self.noise**2)
-
-
-def _trust(residuals: Array) -> Array:
-    """Return by how much the noise of each residual is to be multiplied: 1, more for outliers.
-
-    Beyond two robust standard deviations from the median, with the square of the distance.
-    """
-    distance = np.abs(residuals - np.median(residuals))
-    spread = max(1.4826 * float(np.median(distance)), 0.03)
-    return np.asarray(np.maximum(1.0, (distance / (2.0 * spread)) ** 2))
-
-
-def fit_residual(points: Array, residuals: Array, *, robust: bool = False) -> Residual:
-    """Return the process whose amplitude and noise have the highest marginal likelihood.
-
-    A weak prior keeps both moderate, so that a few lucky rows do not promise precision.
-    """
-    doubt = _trust(residuals) if robust else np.ones_like(residuals)
-    best, best_score = None, -np.inf
-    correlation = _kernel(points, points)
-    for amplitude in _AMPLITUDES[:2] if robust else _AMPLITUDES:
-        for noise in (0.06, 0.1, 0.2) if robust else (0.02, 0.04, 0.08, 0.16):
-            matrix = amplitude**2 * correlation + np.diag((noise * doubt) ** 2)
-            factor = cho_factor(matrix, lower=True)
-            weights = cho_solve(factor, residuals)
-            score = -0.5 * residuals @ weights - np.log(np.diag(factor[0])).sum()
-            score -= np.log(amplitude / 0.15) ** 2 / 2.0 + np.log(noise / 0.04) ** 2
-            if score > best_score:
-                best_score = score
-                best = Residual(
-                    points=points,
-                    weights=weights,
-                    factor=factor[0],
-                    amplitude=amplitude,
-                    noise=noise,
-                )
-    if best is None:
-        raise ValueError("measured step seconds and bytes must be positive and finite")
-    return best
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,23 +84,30 @@ class Calibration:
     memory: MemoryConstants = GPU_MEMORY
     num_trials: int = 0
     num_memory_trials: int = 0
-    residual: Residual | None = None
-    memory_residual: Residual | None = None
+    residual: Process | None = None
+    memory_residual: Process | None = None
     spans: tuple[tuple[str, float, float], ...] = ()
     """Quantity, least and greatest value among the trials."""
     notes: tuple[str, ...] = field(default=())
 
     def predict(self, w: Workload, cluster: Cluster) -> Prediction:
         """Return step seconds with a 90 % interval."""
-        value = np.atleast_1d(step_time(w, cluster, self.efficiency).total)
-        return _interval(value, w, self.residual, self.num_trials, default_log_sigma(w))
+
+        def at(efficiency: Efficiency) -> Array:
+            return np.log(np.atleast_1d(step_time(w, cluster, efficiency).total))
+
+        return _prediction(
+            at, self.efficiency, _spreads(cluster), self.residual, w, default_log_sigma(w)
+        )
 
     def predict_memory(self, w: Workload) -> Prediction:
         """Return peak bytes per device with a 90 % interval."""
-        value = np.atleast_1d(memory_use(w, self.memory).total)
-        return _interval(
-            value, w, self.memory_residual, self.num_memory_trials, np.asarray(_MEMORY_LOG_SIGMA)
-        )
+
+        def at(constants: MemoryConstants) -> Array:
+            return np.log(np.atleast_1d(memory_use(w, constants).total))
+
+        sigma = np.asarray(_MEMORY_LOG_SIGMA)
+        return _prediction(at, self.memory, _MEMORY_SPREADS, self.memory_residual, w, sigma)
 
     def warnings(self, w: Workload) -> tuple[str, ...]:
         """Return what a prediction needs that the trials do not span."""
@@ -216,21 +128,36 @@ _SPANS: Final[dict[str, Callable[[Workload], Array | float]]] = {
 }
 
 
-def _interval(
-    value: Array, w: Workload, residual: Residual | None, num_trials: int, prior: Array
+def _spreads(cluster: Cluster) -> Mapping[str, tuple[float, float]]:
+    return _CPU_SPREADS if cluster.device.is_cpu else _SPREADS
+
+
+def _moved(constants: C, names: Sequence[str], u: Array) -> C:
+    """Return the constants times exp(u)."""
+    values = {
+        name: getattr(constants, name) * float(np.exp(x)) for name, x in zip(names, u, strict=True)
+    }
+    return replace(constants, **values)
+
+
+def _prediction(
+    at: Callable[[C], Array],
+    constants: C,
+    spreads: Mapping[str, tuple[float, float]],
+    process: Process | None,
+    w: Workload,
+    prior: Array,
 ) -> Prediction:
-    """Return the value, moved by the residual's mean, with Student's interval at 90 %."""
-    if residual is None:
+    """Return the closed form's value, moved by the process, with the interval of both."""
+    value = at(constants)
+    if process is None:
         mean, sigma = np.zeros_like(value), np.broadcast_to(prior, value.shape)
-        reach = NORMAL_90
     else:
-        mean, sigma = residual.at(_features(w))
-        few = (1.0 + 3.0 / num_trials) ** 0.5
-        reach = few * float(student.ppf(0.95, max(2, num_trials - 1)))
-    middle = value * np.exp(mean)
-    return Prediction(
-        value=middle, lower=middle * np.exp(-reach * sigma), upper=middle * np.exp(reach * sigma)
-    )
+        names = tuple(spreads)
+        slopes = slopes_of(lambda u: at(_moved(constants, names, u)), np.zeros(len(names)))
+        mean, sigma = process.at(features(w), slopes)
+    middle, reach = np.exp(value + mean), np.exp(NORMAL_90 * sigma)
+    return Prediction(value=middle, lower=middle / reach, upper=middle * reach)
 
 
 def uncalibrated(cluster: Cluster) -> Calibration:
@@ -266,61 +193,51 @@ def _predicted(
     return seconds
 
 
-def _fit_efficiency(trials: Sequence[MeasuredTrial]) -> tuple[Efficiency, Array]:
-    """Return the efficiencies of highest posterior, and the log residuals that they leave."""
-    start = default_efficiency(trials[0].cluster)
-    batches = _batches(trials)
-    measured = np.log([trial.step_seconds or 1.0 for trial in trials])
-    priors = _CPU_PRIORS if trials[0].cluster.device.is_cpu else _PRIORS
-    names = list(priors)
-    centre = np.log([getattr(start, name) for name in names])
-    spread = np.array([priors[name][0] for name in names])
-    top = np.log([max(priors[name][1], 1.01 * getattr(start, name)) for name in names])
-
-    def at(x: Array) -> Efficiency:
-        return replace(start, **dict(zip(names, np.exp(x).tolist(), strict=True)))
-
-    def loss(x: Array) -> Array:
-        errors = (np.log(_predicted(batches, at(x), len(trials))) - measured) / _NOISE
-        robust = np.sign(errors) * np.sqrt(2.0 * (np.sqrt(1.0 + errors**2 / 4.0) - 1.0) * 4.0)
-        return np.concatenate([robust, (x - centre) / spread])
-
-    fitted = least_squares(loss, centre, bounds=(centre - 4.0, top), x_scale=spread)
-    efficiency = at(fitted.x)
-    return efficiency, measured - np.log(_predicted(batches, efficiency, len(trials)))
+def _fit(
+    start: C,
+    spreads: Mapping[str, tuple[float, float]],
+    at: Callable[[C], Array],
+    trials: Sequence[MeasuredTrial],
+    measured: Sequence[float | None],
+    prior: Prior,
+) -> tuple[C, Process]:
+    """Return the constants of highest posterior, and the process on what they leave."""
+    names = tuple(spreads)
+    top = [np.log(max(most / getattr(start, n), 1.01)) for n, (_, most) in spreads.items()]
+    u, process = fit_process(
+        lambda u: at(_moved(start, names, u)),
+        np.log([value or 1.0 for value in measured]),
+        features(concatenate([trial.workload for trial in trials])),
+        np.array([spread for spread, _ in spreads.values()]),
+        (np.full(len(names), _LEAST), np.array(top)),
+        prior,
+    )
+    return _moved(start, names, u), process
 
 
-_MEMORY_PRIORS: Final = {
-    "overhead_bytes": 0.5, "activation_factor": 0.2, "loss_factor": 0.3, "state_factor": 0.1,
-}  # fmt: skip
+def _fit_efficiency(trials: Sequence[MeasuredTrial]) -> tuple[Efficiency, Process]:
+    cluster, batches = trials[0].cluster, _batches(trials)
+    return _fit(
+        default_efficiency(cluster),
+        _spreads(cluster),
+        lambda e: np.log(_predicted(batches, e, len(trials))),
+        trials,
+        [trial.step_seconds for trial in trials],
+        _TIME_PRIOR,
+    )
 
 
-def _fit_memory(trials: Sequence[MeasuredTrial]) -> tuple[MemoryConstants, Residual]:
-    """Return the constants of memory of highest posterior, and the process on what they leave.
-
-    Errors count by Cauchy's loss: readings of memory have outliers, such as another kernel for the
-    loss, that no constant should follow.
-    """
+def _fit_memory(trials: Sequence[MeasuredTrial]) -> tuple[MemoryConstants, Process]:
     default = CPU_MEMORY if trials[0].cluster.device.is_cpu else GPU_MEMORY
-    start = trials[0].memory_prior or default
     w = concatenate([trial.workload for trial in trials])
-    measured = np.log([trial.memory_bytes or 1.0 for trial in trials])
-    names = list(_MEMORY_PRIORS)
-    centre = np.log([getattr(start, name) for name in names])
-    spread = np.array(list(_MEMORY_PRIORS.values()))
-
-    def at(x: Array) -> MemoryConstants:
-        return replace(start, **dict(zip(names, np.exp(x).tolist(), strict=True)))
-
-    def loss(x: Array) -> Array:
-        errors = (np.log(memory_use(w, at(x)).total) - measured) / _MEMORY_NOISE
-        robust = np.sign(errors) * np.sqrt(np.log1p(errors**2))
-        return np.concatenate([robust, (x - centre) / spread])
-
-    fitted = least_squares(loss, centre, x_scale=spread)
-    constants = at(fitted.x)
-    left = measured - np.log(memory_use(w, constants).total)
-    return constants, fit_residual(_features(w), left, robust=True)
+    return _fit(
+        trials[0].memory_prior or default,
+        _MEMORY_SPREADS,
+        lambda constants: np.log(memory_use(w, constants).total),
+        trials,
+        [trial.memory_bytes for trial in trials],
+        _MEMORY_PRIOR,
+    )
 
 
 def calibrate(trials: Sequence[MeasuredTrial]) -> Calibration:
@@ -335,21 +252,20 @@ def calibrate(trials: Sequence[MeasuredTrial]) -> Calibration:
     timed = [trial for trial in trials if trial.step_seconds]
     weighed = [trial for trial in trials if trial.memory_bytes]
     if timed:
-        efficiency, left = _fit_efficiency(timed)
-        points = _features(concatenate([trial.workload for trial in timed]))
+        efficiency, residual = _fit_efficiency(timed)
         result = replace(
             result,
             efficiency=efficiency,
-            residual=fit_residual(points, left),
+            residual=residual,
             num_trials=len(timed),
             spans=_spans(timed),
         )
     if weighed:
-        memory, residual = _fit_memory(weighed)
+        memory, memory_residual = _fit_memory(weighed)
         result = replace(
             result,
             memory=memory,
-            memory_residual=residual,
+            memory_residual=memory_residual,
             num_memory_trials=len(weighed),
         )
     return result

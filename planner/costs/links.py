@@ -21,10 +21,12 @@ __all__ = [
     "latency_seconds",
 ]
 
-LATENCY_SECONDS: Final = 12e-6
-"""Start of one collective inside a node."""
-HOP_SECONDS: Final = 1.5e-6
-"""Per further rank of a ring inside a node."""
+LATENCY_SECONDS: Final = 60e-6
+"""Start of an all-reduce inside a node: 44 us, with the next the fit to vTrain's tables of A100 with
+NVSwitch (50 us for 2 ranks, 87 us for 8), and 16 us for the streams that wait for each other in a
+training step. Gathers and scatters, its halves, take half."""
+HOP_SECONDS: Final = 6e-6
+"""Per further rank of an all-reduce inside a node."""
 NETWORK_HOP_SECONDS: Final = 8e-6
 """Per node of a ring between nodes (recalled: 5-10 us with InfiniBand)."""
 NETWORK_SECONDS: Final = 15e-6
@@ -42,12 +44,15 @@ def members_per_domain(size: Number, stride: Number, cluster: Cluster) -> Array:
     return np.asarray(np.minimum(size, np.maximum(1.0, np.floor(domain / stride))))
 
 
-def group_bytes_per_second(size: Number, stride: Number, cluster: Cluster) -> Array:
+def group_bytes_per_second(
+    size: Number, stride: Number, cluster: Cluster, ports: Number = 64.0
+) -> Array:
     """Return the bandwidth that each ring of a group gets, one direction.
 
     Inside a domain: the scale-up link. Across: the node's network is shared by the rings that
     leave the node, so a group gets its members in the node times a device's share of the network.
-    16 ranks over two nodes get the whole node's network, eight strided pairs an eighth each.
+    16 ranks over two nodes get the whole node's network, eight strided pairs an eighth each. A library
+    that runs a single ring leaves through one port however many members the node has.
 
     Source: Galvatron's two-node table (PKU-DAIR/Hetu-Galvatron, hardware_configs): 44.7 GB/s for 16
     ranks; 20.8, 16.2 and 8.1 GB/s for strided groups.
@@ -55,7 +60,8 @@ def group_bytes_per_second(size: Number, stride: Number, cluster: Cluster) -> Ar
     device = cluster.device
     members = members_per_domain(size, stride, cluster)
     across = np.minimum(
-        device.scale_up_bytes_per_second, members * device.scale_out_bytes_per_second
+        device.scale_up_bytes_per_second,
+        np.minimum(members, ports) * device.scale_out_bytes_per_second,
     )
     return np.where(members >= size, device.scale_up_bytes_per_second, across)
 
@@ -90,16 +96,21 @@ def all_reduce_seconds(
 
 
 def gather_seconds(
-    num_bytes: Number, size: Number, stride: Number, cluster: Cluster, efficiency: float = 1.0
+    num_bytes: Number,
+    size: Number,
+    stride: Number,
+    cluster: Cluster,
+    efficiency: float = 1.0,
+    ports: Number = 64.0,
 ) -> Array:
     """Return the time of an all-gather or a reduce-scatter, alpha + (n - 1) / n S / beta; S is the whole.
 
     Their rings pass every rank, so the latency grows with the ranks and not with their logarithm.
     """
-    beta = group_bytes_per_second(size, stride, cluster) * efficiency
+    beta = group_bytes_per_second(size, stride, cluster, ports) * efficiency
     nodes = np.maximum(size / members_per_domain(size, stride, cluster), 1.0)
-    around = HOP_SECONDS * (size - nodes) + NETWORK_HOP_SECONDS * (nodes - 1.0)
-    start = np.where(np.asarray(size) > 1, LATENCY_SECONDS + around, 0.0)
+    around = 0.5 * HOP_SECONDS * (size - nodes) + NETWORK_HOP_SECONDS * (nodes - 1.0)
+    start = np.where(np.asarray(size) > 1, 0.5 * LATENCY_SECONDS + around, 0.0)
     return start + _ring(size) * num_bytes / beta
 
 

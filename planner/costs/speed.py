@@ -30,8 +30,10 @@ _LOG_SIGMA: Final = 0.17
 that benchmarks/costs.py reads; half as much again where the model is weak."""
 HOST_BYTES_PER_SECOND: Final = 2e10
 """What one worker gets of its host's memory and bus, where states are offloaded (recalled)."""
-GROUPED_RATE: Final = 0.6
-"""Rate of the experts' grouped products over that of one large product (recalled)."""
+TILES_TO_FILL: Final = 30.0
+"""Output tiles of a product at which a GPU reaches half of its rate."""
+GROUPED_RATE: Final = 0.5
+"""Rate of the experts' grouped products over that of one large product (fitted to three clusters, which span 0.35 to 0.7)."""
 FP8_RATE: Final = 0.88
 """Achievable share of the fp8 peak over that of the bf16 peak: H100 0.71 to 0.80 (ml-engineering)."""
 FP8_CAST_BYTES: Final = 6.0
@@ -42,7 +44,7 @@ FP8_CAST_BYTES: Final = 6.0
 class Efficiency:
     """What a cluster reaches of what its parts promise; the constants that calibration fits."""
 
-    gemm: float = 0.76
+    gemm: float = 0.8
     """Large aligned matrix products, as a share of the achievable peak."""
     attention: float = 0.29
     """Fused attention, as a share of the peak; FlashAttention 1 on A100."""
@@ -50,8 +52,9 @@ class Efficiency:
     """Elementwise kernels, as a share of the memory bandwidth."""
     network: float = 0.6
     """Collectives, as a share of the link."""
-    launch_seconds: float = 750e-6
-    """CPU time to launch one forward pass of one layer, with an eager framework."""
+    launch_seconds: float = 820e-6
+    """CPU time to launch one forward pass of one layer, with an eager framework: 0.85 to 0.95 ms on the
+    hosts of vTrain's tables, less with newer ones."""
     step_seconds: float = 0.0
     """Fixed time of a step."""
 
@@ -113,6 +116,20 @@ def tile_efficiency(size: Number, tile: float = 128.0) -> Array:
     return np.asarray(tiles / np.ceil(tiles))
 
 
+def product_efficiency(tokens: Number, width: Number, fill: float) -> Array:
+    """Return the share of the rate that a product with tokens x width results reaches.
+
+    Whole tiles, and enough of them: tile(T) tile(N) n / (n + n0) with n = T N / (128 x 256) tiles, where
+    n0 is a quarter of a device's multiprocessors (fitted; waves that are not full, Nvidia's matrix
+    multiplication background guide).
+
+    >>> round(float(product_efficiency(4096.0, 4096.0, 30.0)), 3)
+    0.945
+    """
+    tiles = tokens * width / (128.0 * 256.0)
+    return tile_efficiency(tokens) * tile_efficiency(width) * tiles / (tiles + fill)
+
+
 def default_log_sigma(w: Workload) -> Array:
     """Return the spread of the uncalibrated estimate: 0.17, and 0.26 for experts, fp8 and context rings."""
     weak = (
@@ -131,18 +148,24 @@ def _tokens(w: Workload) -> Number:
     return w.micro_batch * w.sequence_tokens / w.context
 
 
-def _matmul_seconds(w: Workload, rate: Number) -> Array:
-    """Seconds of one forward pass of a block's matrix products, 2 T K N / (P e tile(T) tile(N))."""
+def _matmul_seconds(w: Workload, rate: Number, cluster: Cluster) -> Array:
+    """Seconds of one forward pass of a block's matrix products, 2 T K N / (P e), e of `product_efficiency`."""
     tokens, t = _tokens(w), w.tensor
-    over_tokens = tile_efficiency(tokens)
+    grid = cluster.device.is_cpu or cluster.device.is_tpu
+    fill = 0.0 if grid else TILES_TO_FILL
+    from_width = product_efficiency(tokens, w.d_model, fill)
     qkv = (w.query_width + 2.0 * w.kv_width) / t
-    attention = w.attention_params / t / tile_efficiency(qkv)
-    width = w.dense_d_ff / t
-    dense = w.mlp_matrices * w.d_model * width / tile_efficiency(np.maximum(width, 1.0))
-    seconds = 2.0 * tokens * (attention + dense) / (rate * over_tokens)
+    out = w.query_width / t
+    attention = qkv / product_efficiency(tokens, qkv, fill) + out / from_width
+    attention = attention / (qkv + out) * w.attention_params / t
+    width = np.maximum(w.dense_d_ff / t, 1.0)
+    inner = w.mlp_matrices - 1.0
+    dense = inner / product_efficiency(tokens, inner * width, fill) + 1.0 / from_width
+    seconds = 2.0 * tokens * (attention + w.d_model * w.dense_d_ff / t * dense) / rate
     per_expert = tokens * w.experts_per_token / np.maximum(w.num_experts, 1.0) * w.expert
     share = tile_efficiency(np.maximum(per_expert, 1.0))
-    active = (w.experts_per_token / share + w.num_shared_experts / over_tokens) * w.expert_d_ff / t
+    shared = w.num_shared_experts / tile_efficiency(tokens)
+    active = (w.experts_per_token / share + shared) * w.expert_d_ff / t
     grouped = 2.0 * tokens * w.mlp_matrices * w.d_model * active / (rate * GROUPED_RATE)
     return np.asarray(seconds + grouped)
 
@@ -190,8 +213,12 @@ def _soft_maximum(a: Array, b: Array, power: float) -> Array:
 
 
 def _launch_seconds(w: Workload, e: Efficiency) -> Array:
-    """CPU seconds to launch one forward-sized pass of a block."""
-    tensor = 1.0 + 0.1 * np.log2(w.tensor)
+    """CPU seconds to launch one forward-sized pass of a block.
+
+    A third more where the tensor group takes a whole node of eight and spans both of its sockets, 1.3
+    times with gathers, half when compiled, twice with experts.
+    """
+    tensor = np.where(np.asarray(w.tensor) >= 8, 1.35, 1.0)
     sharded = np.where(np.asarray(w.zero_stage) >= 3, 1.3, 1.0)
     compiled = np.where(np.asarray(w.compiled) > 0, 0.5, 1.0)
     experts = np.where(np.asarray(w.num_experts) > 0, 2.0, 1.0)
@@ -243,7 +270,7 @@ def _gather_layer_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array
     dense, routed = block_params_per_device(w)
     num_bytes = (dense + routed) * (2.0 * w.gather_bytes + w.reduce_bytes)
     stride = w.tensor * w.context
-    seconds = gather_seconds(num_bytes, w.shard, stride, cluster, e.network)
+    seconds = gather_seconds(num_bytes, w.shard, stride, cluster, e.network, w.gather_ports)
     seconds = seconds + 2.0 * gather_seconds(0.0, w.shard, stride, cluster)
     seconds = seconds / np.where(np.asarray(w.pipeline) > 1, w.num_micro_batches, 1.0)
     return np.where(np.asarray(w.zero_stage) >= 3, seconds, 0.0)
@@ -295,7 +322,7 @@ def _pipeline_seconds(
 def step_time(w: Workload, cluster: Cluster, e: Efficiency | None = None) -> StepTime:
     """Return the seconds of one optimizer step by part.
 
-    layer = softmax_4(matmul + attention + elementwise + collectives, launch), with sharded
+    layer = softmax_6(matmul + attention + elementwise + collectives, launch), with sharded
     parameters softmax_6(layer, gathers); stage = layers * layer (+ logits on the last one);
     step = m * max(stage) + (p - 1) / v * mean(stage) + exposed reduction + optimizer. Frozen weights
     have no weight gradients: two passes instead of three (Hu et al. 2021, arXiv:2106.09685).
@@ -304,7 +331,7 @@ def step_time(w: Workload, cluster: Cluster, e: Efficiency | None = None) -> Ste
     scaled = np.where(np.asarray(w.is_fp8) > 0, FP8_RATE, 1.0)
     rate = w.peak_flops_per_second * cluster.device.achievable_fraction * e.gemm * scaled
     passes, mode = _passes(w), np.asarray(w.recompute)
-    matmul = (passes - w.frozen) * _matmul_seconds(w, rate)
+    matmul = (passes - w.frozen) * _matmul_seconds(w, rate, cluster)
     core_passes = 3.5 + 1.0 * (mode == 1.0) + 1.0 * (mode == 2.0)
     attention = core_passes * _attention_seconds(w, rate, cluster, e)
     elementwise = (passes + 1.0 * (mode == 1.25)) * _elementwise_seconds(w, cluster, e)
@@ -312,7 +339,7 @@ def step_time(w: Workload, cluster: Cluster, e: Efficiency | None = None) -> Ste
     context = _context_seconds(w, cluster, e)
     expert = _expert_seconds(w, cluster, e)
     on_device = matmul + attention + elementwise + tensor + context + expert
-    layer = _soft_maximum(on_device, passes * _launch_seconds(w, e), 4.0)
+    layer = _soft_maximum(on_device, passes * _launch_seconds(w, e), 6.0)
     with_gather = _soft_maximum(layer, _gather_layer_seconds(w, cluster, e), 6.0)
     logits = _logit_seconds(w, rate, cluster, e)
     stage, pipeline = _pipeline_seconds(w, cluster, e, with_gather, logits)

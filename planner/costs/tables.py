@@ -215,11 +215,18 @@ def _precision_fields(row: Mapping[str, str], cluster: Cluster, precision: str) 
         recipe, fields["activation_bytes"], fields["gather_bytes"] = (4.0, 4.0, 8.0, 4.0), 4.0, 4.0
     elif "deepspeed" in framework:
         recipe = (2.0, 6.0 if precision == "bf16" else 2.0, 12.0, 2.0)
+        fields["gather_ports"] = 1.0  # one ring, parameter by parameter
         fields["buffer_bytes"] = _DEEPSPEED_BUFFER_BYTES if _number(row, "zero", 0.0) > 0 else 0.0
     elif _number(row, "fsdp", 0.0) > 0:
         recipe = (4.0, 4.0, 8.0, 4.0 if "torchtitan" in framework else 2.0)
     names = ("param_bytes", "gradient_bytes", "optimizer_bytes", "reduce_bytes")
     return fields | dict(zip(names, recipe, strict=True))
+
+
+def _release(row: Mapping[str, str]) -> float:
+    """Return the year of a framework's release that its name bears, such as 26.04 of a container, or 0."""
+    found = re.search(r"\b([2-4]\d)\.(0[1-9]|1[0-2])\b", row.get("framework") or "")
+    return 2000.0 + int(found[1]) + (int(found[2]) - 1) / 12.0 if found else 0.0
 
 
 def _weakness(shape: ModelShape, precision: str, context: float, cluster: Cluster) -> str:
@@ -275,6 +282,7 @@ def table_row(row: Mapping[str, str]) -> TableRow:
         attention_gain=1.5 if "te)" in attention or "cudnn" in attention else 1.0,
         flash=float("flash" in attention or "cudnn" in attention or not attention),
         compiled=_number(row, "compile", 0.0),
+        release=_release(row),
     )
     step, memory = _number(row, "step_s", 0.0), _number(row, "mem_gib", 0.0)
     return TableRow(

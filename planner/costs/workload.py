@@ -108,6 +108,8 @@ class Workload:
     """Per gradient on the wire."""
     gather_bytes: Number = 2.0
     """Per parameter on the wire, where parameters are sharded."""
+    gather_ports: Number = 64.0
+    """Network ports of a node through which gathers of sharded parameters run: all, or one."""
     loss_bytes: Number = 8.0
     """Per logit beyond the stored one: softmax and gradient in fp32; 4 where they share a buffer."""
     buffer_bytes: Number = 0.0
@@ -126,6 +128,8 @@ class Workload:
     """Share of tensor- and expert-parallel collectives that products do not hide."""
     attention_gain: Number = 1.0
     """Speed of the attention kernel over FlashAttention 2."""
+    release: Number = 0.0
+    """Release of the training framework, as a year with its fraction; 0 where it is not told."""
     overlap: Number = 0.5
     """Share of the gradient reduction that may hide behind the backward pass."""
 
