@@ -223,6 +223,18 @@ def _precision_fields(row: Mapping[str, str], cluster: Cluster, precision: str) 
     return fields | dict(zip(names, recipe, strict=True))
 
 
+def _execution_fields(row: Mapping[str, str]) -> dict[str, float]:
+    """Return the fields that the framework and its kernels decide."""
+    attention = _text(row, "attn")
+    return {
+        "exposed": 0.5 if "bridge" in _text(row, "framework") else 1.0,
+        "attention_gain": 1.5 if "te)" in attention or "cudnn" in attention else 1.0,
+        "flash": float("flash" in attention or "cudnn" in attention or not attention),
+        "compiled": _number(row, "compile", 0.0),
+        "release": _release(row),
+    }
+
+
 def _release(row: Mapping[str, str]) -> float:
     """Return the year of a framework's release that its name bears, such as 26.04 of a container, or 0."""
     found = re.search(r"\b([2-4]\d)\.(0[1-9]|1[0-2])\b", row.get("framework") or "")
@@ -255,7 +267,6 @@ def table_row(row: Mapping[str, str]) -> TableRow:
     cluster, shape, precision = _cluster(row, num_devices), _shape(row), _precision(row)
     zero = 3.0 if _number(row, "fsdp", 0.0) > 0 else _number(row, "zero", 0.0)
     batch, micro = _number(row, "gbs"), _number(row, "mbs", 1.0)
-    attention = _text(row, "attn")
     megatron = any(name in _text(row, "framework") for name in ("megatron", "deepspeed"))
     workload = Workload(
         **model_fields(shape)
@@ -278,11 +289,7 @@ def table_row(row: Mapping[str, str]) -> TableRow:
         num_micro_batches=max(1.0, batch / (data * micro)),
         recompute=_recompute(row),
         frozen=float(any("lora" in _text(row, name) for name in ("model", "notes", "source_loc"))),
-        exposed=0.5 if "bridge" in _text(row, "framework") else 1.0,
-        attention_gain=1.5 if "te)" in attention or "cudnn" in attention else 1.0,
-        flash=float("flash" in attention or "cudnn" in attention or not attention),
-        compiled=_number(row, "compile", 0.0),
-        release=_release(row),
+        **_execution_fields(row),
     )
     step, memory = _number(row, "step_s", 0.0), _number(row, "mem_gib", 0.0)
     return TableRow(
