@@ -129,7 +129,7 @@ def checkpoints(stepper: Stepper) -> None:
                 first_loss=0.0, corpus_hash="", model={}, seed=0,
             )  # fmt: skip
             start = time.perf_counter()
-            writer.save(saved, stepper.named, stepper.optimizer)
+            writer.save(saved, stepper.named, stepper.optimizer, {})
             seconds.append(time.perf_counter() - start)
     print(
         f"checkpoint of {number / 1e6:.1f} M parameters: {statistics.median(seconds) * 1e3:.0f} ms"

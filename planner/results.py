@@ -47,7 +47,7 @@ _INTEGERS: Final = frozenset(
      "num_attempts", "attempt"}
 )  # fmt: skip
 _ASKED: Final = ("learning_rate", "tokens_per_step", "unique_tokens")
-_TEXTS: Final = frozenset({"trial", "state", "reason", "config", "metrics"})
+_TEXTS: Final = frozenset({"trial", "state", "reason", "config", "metrics", "energy_source"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -132,7 +132,15 @@ def shape_of(model: ModelConfig) -> ModelShape:
         num_experts=model.num_experts or 0,
         experts_per_token=model.experts_per_token if model.num_experts else 0,
         dropout=model.dropout > 0,
+        other_params=model.num_layers * _row_scales(model) if model.weight_norm else 0,
     )
+
+
+def _row_scales(model: ModelConfig) -> int:
+    """Return the rows of a block's matrices, each of which has a scale under weight norm."""
+    first = 2 if model.mlp == "gated" else 1
+    kv_width = model.kv_heads * model.head_dim
+    return 3 * model.d_model + 2 * kv_width + first * model.ff_width
 
 
 def decoder_shape(

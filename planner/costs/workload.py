@@ -252,8 +252,12 @@ def _recipe(config: TrialConfig, device_peaks: Mapping[str, float]) -> dict[str,
     fields = precision_fields(config.precision.compute, optimizer.name, device_peaks)
     if optimizer.momentum and optimizer.name in ("sgd", "rmsprop"):
         fields["optimizer_bytes"] += 4.0
-    if config.precision.reduce == "bf16":
+    if config.precision.reduce != "fp32":
         fields["reduce_bytes"] = 2.0
+    if config.layout.gradient_compression == "powersgd":
+        # Factors r (m + n) of an m x n matrix, here square; every parameter keeps its error.
+        fields["reduce_bytes"] *= min(1.0, 2 * config.layout.powersgd_rank / config.model.d_model)
+        fields["gradient_bytes"] += 4.0
     return fields
 
 

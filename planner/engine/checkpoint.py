@@ -5,7 +5,7 @@
                                  .metadata, *.distcp   the same by torch.distributed.checkpoint
 
 Tensors carry the same names in every layout (`model.<parameter>`,
-`optimizer.<parameter>.<state>`), so what one layout saved, any other loads. A worker that holds
+`optimizer.<parameter>.<state>`, `compression.<parameter>.<state>`), so what one layout saved, any other loads. A worker that holds
 everything writes the one file, which takes a few milliseconds; workers that hold parts write them
 side by side. Loading admits tensors and nothing else.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from planner.engine.parallel.workers import Workers
+from planner.engine.timers import CHECKPOINT_THREAD
 from planner.errors import ConfigError, TrialError
 
 __all__ = ["Checkpoints", "NamedParameters", "Saved", "check_same", "load_newest", "newest"]
@@ -46,6 +47,9 @@ class Saved:
     """Global index of the next sample."""
     train_seconds: float
     elapsed_seconds: float
+    compile_seconds: float = 0.0
+    part_seconds: dict[str, float] = field(default_factory=dict)
+    """Of waiting for data, communication and the optimizer."""
     first_loss: float
     best_val_loss: float | None = None
     reports_since_best: int = 0
@@ -62,10 +66,12 @@ class Saved:
 
 
 def named_tensors(
-    named: NamedParameters, optimizer: torch.optim.Optimizer
+    named: NamedParameters,
+    optimizer: torch.optim.Optimizer,
+    compression: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     """Return every tensor of the training state that this worker holds, by its name."""
-    tensors: dict[str, torch.Tensor] = {}
+    tensors = {f"compression.{name}": tensor for name, tensor in compression.items()}
     for name, parameter in named:
         tensors[f"model.{name}"] = parameter.detach()
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -93,7 +99,13 @@ class Checkpoints:
         self._writing: Future[None] | None = None
         self._group = workers.new_group() if in_parts and in_background else None
 
-    def save(self, saved: Saved, named: NamedParameters, optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self,
+        saved: Saved,
+        named: NamedParameters,
+        optimizer: torch.optim.Optimizer,
+        compression: Mapping[str, torch.Tensor],
+    ) -> None:
         """Write a checkpoint, or begin to; the one before is complete when this returns.
 
         Raises:
@@ -102,12 +114,12 @@ class Checkpoints:
         self.wait()
         if not self._in_parts and not self._workers.is_first:
             return
-        tensors = named_tensors(named, optimizer)
+        tensors = named_tensors(named, optimizer, compression)
         if not self._in_background:
             self._write(saved, tensors)
             return
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix=CHECKPOINT_THREAD)
         copies = {name: tensor.clone() for name, tensor in tensors.items()}
         self._writing = self._thread.submit(self._write, saved, copies)
 
@@ -182,6 +194,7 @@ def load_newest(
     folder: Path | None,
     named: NamedParameters,
     optimizer: torch.optim.Optimizer,
+    compression: Mapping[str, torch.Tensor],
     check: Callable[[Saved], None],
 ) -> Saved | None:
     """Load the newest checkpoint into parameters and optimizer, whatever layout saved it.
@@ -190,6 +203,8 @@ def load_newest(
         folder: Where checkpoints are.
         named: Parameters to write into.
         optimizer: Whose state to replace.
+        compression: What compressed gradients owe, to write into; what the checkpoint does not
+            know stays.
         check: Raises where what the checkpoint says does not suit.
 
     Returns:
@@ -205,7 +220,7 @@ def load_newest(
         saved = Saved(**json.loads((path / _STATE).read_text()))
         check(saved)
         _check_sizes(path, saved.files)
-        _load_tensors(path, named, optimizer)
+        _load_tensors(path, named, optimizer, compression)
     except ConfigError:
         raise
     except (
@@ -226,21 +241,28 @@ def _check_sizes(path: Path, files: dict[str, int]) -> None:
             raise ValueError(f"{name} has {found} bytes, {size} were written")
 
 
-def _load_tensors(path: Path, named: NamedParameters, optimizer: torch.optim.Optimizer) -> None:
+def _load_tensors(
+    path: Path,
+    named: NamedParameters,
+    optimizer: torch.optim.Optimizer,
+    compression: Mapping[str, torch.Tensor],
+) -> None:
     whole = None
     if (path / _TENSORS).exists():
         whole = torch.load(path / _TENSORS, map_location="cpu", weights_only=True, mmap=True)
         if not all(isinstance(value, torch.Tensor) for value in whole.values()):
             raise ValueError("it holds more than tensors")
         if not any(hasattr(parameter, "placements") for _, parameter in named):
-            _restore(named, optimizer, whole)
+            _restore(named, optimizer, compression, whole)
             return
     from planner.engine.sharded_checkpoint import load_parts, saved_shapes
 
     shapes = saved_shapes(path, whole)
     targets = _targets(named, optimizer, shapes)
+    kept = {f"compression.{name}": value for name, value in compression.items()}
+    targets |= {n: torch.zeros_like(v) for n, v in kept.items() if shapes.get(n) == v.shape}
     load_parts(path, targets, whole)
-    _restore(named, optimizer, targets)
+    _restore(named, optimizer, compression, targets)
 
 
 def _targets(
@@ -268,9 +290,16 @@ def _updated(optimizer: torch.optim.Optimizer) -> set[torch.Tensor]:
 
 @torch.no_grad()
 def _restore(
-    named: NamedParameters, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+    named: NamedParameters,
+    optimizer: torch.optim.Optimizer,
+    compression: Mapping[str, torch.Tensor],
+    tensors: dict[str, torch.Tensor],
 ) -> None:
-    """Write saved tensors into parameters and optimizer state."""
+    """Write saved tensors into parameters, optimizer state and what compression owes."""
+    for name, own in compression.items():
+        kept = tensors.get(f"compression.{name}")
+        if kept is not None and kept.shape == own.shape:
+            own.copy_(kept)
     updated = _updated(optimizer)
     for name, parameter in named:
         value = tensors[f"model.{name}"]

@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from planner.costs.devices import device_named, known_devices
+from planner.engine.power import catalogue_name
 from planner.trial import TrialConfig
 from planner.units import format_bytes
 
@@ -92,14 +93,8 @@ def peak_flops_per_second(config: TrialConfig, device: torch.device) -> float | 
     if device.type == "cpu":
         core = device_named("cpu").peaks.get(precision)
         return core and core * config.execution.threads_per_worker
-    words = set(torch.cuda.get_device_name(device).lower().replace("-", " ").split())
-    fitting = [
-        row for name, row in known_devices().items()
-        if name != "cpu" and name.split("-")[0] in words
-    ]  # fmt: skip
-    exact = [row for row in fitting if set(row.name.split("-")) <= words]
-    chosen = exact or fitting
-    return chosen[0].peaks.get(precision) if chosen else None
+    name = catalogue_name(torch.cuda.get_device_name(device))
+    return None if name is None else known_devices()[name].peaks.get(precision)
 
 
 def check_host_memory(needed_bytes: float, device: torch.device) -> None:

@@ -18,18 +18,15 @@ from torch.utils.checkpoint import (
 )
 
 from planner.engine.models.layers import Recompute
+from planner.engine.torch_internals import attention_operators
 
 __all__ = ["make_recompute"]
 
 _KEPT: Final = frozenset({
-    # The operator of attention has another name on every device.
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    *attention_operators(),
 })  # fmt: skip
 
 

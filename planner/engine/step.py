@@ -13,10 +13,12 @@ from planner.engine.parallel.gradients import scale_gradients, squared_norm, sum
 from planner.engine.parallel.groups import make_groups, sum_in
 from planner.engine.parallel.tied import TiedEmbedding
 from planner.engine.parallel.workers import Workers
-from planner.engine.precision import COMPUTE_DTYPES, check_device
+from planner.engine.precision import COMPUTE_DTYPES, REDUCE_DTYPES, check_device
 from planner.engine.precision.loss_scale import LossScale
+from planner.engine.prefetch import Place, Prefetcher
 from planner.engine.schedules import learning_rate_factor, scaled_learning_rate
 from planner.engine.tasks import Samples, make_task
+from planner.engine.timers import Timers
 from planner.trial import TrialConfig
 
 __all__ = ["Stepper"]
@@ -25,7 +27,13 @@ __all__ = ["Stepper"]
 class Stepper:
     """Model, optimizer and data of one worker, ready to take steps."""
 
-    def __init__(self, config: TrialConfig, workers: Workers, samples: Samples) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        workers: Workers,
+        samples: Samples,
+        timers: Timers | None = None,
+    ) -> None:
         self.config, self.workers, self.samples = config, workers, samples
         self.groups = make_groups(config.layout, workers.rank, workers.device.type)
         self.task = make_task(config, samples, self.groups)
@@ -34,6 +42,10 @@ class Stepper:
         self.loss_scale = LossScale() if config.precision.compute == "fp16" else None
         self.local = build_local_model(config, self.groups, workers.device, compute)
         self.named = self.local.named_parameters()
+        self.timers = timers or Timers(workers.device)
+        self.gradient_norm: torch.Tensor | None = None
+        self._prefetcher: Prefetcher | None = None
+        self._following: tuple[int, int] | None = None
         self._own_steps = 0
         self._arrange_updates()
         self._arrange_passes()
@@ -58,6 +70,21 @@ class Stepper:
         self._shared = [p for name, p in self.named if name not in self.local.expert]
         self._replicated = [p for name, p in counted if name not in spread]
 
+        self._compression = None
+        layout = self.config.layout
+        if layout.gradient_compression == "powersgd":
+            from planner.engine.parallel.compression import PowerSgd
+
+            self._compression = PowerSgd(
+                self.named, self.groups.replicas, self.groups.num_replicas, layout.powersgd_rank,
+                self.config.train.seed,
+            )  # fmt: skip
+
+    @property
+    def owed(self) -> dict[str, torch.Tensor]:
+        """What compressed gradients owe, by name."""
+        return {} if self._compression is None else self._compression.tensors
+
     def _arrange_passes(self) -> None:
         self._context = None
         if self.config.layout.context_parallel > 1:
@@ -72,6 +99,11 @@ class Stepper:
                 self.local.stages, self.config, self.groups, self.workers.device,
                 lambda logits, targets: self.task.mean_loss(logits, targets) * self._scale,
             )  # fmt: skip
+
+    def read_ahead(self) -> Prefetcher:
+        """From now on, read the next batch while a step is computed; return what is to be closed."""
+        self._prefetcher = Prefetcher(self._read)
+        return self._prefetcher
 
     @property
     def loss_weight(self) -> float:
@@ -99,7 +131,10 @@ class Stepper:
             stage.train()
         share = sequences // self.groups.num_data
         number = share // config.micro_batch_sequences
-        total = self._accumulate(first_sample + self.groups.data_rank * share, number)
+        first = first_sample + self.groups.data_rank * share
+        pass_size = share if self._pipeline else config.micro_batch_sequences
+        self._following = (first + sequences, pass_size) if progress < 1.0 else None
+        total = self._accumulate(first, number)
         self._update(number)
         return total / number
 
@@ -108,7 +143,7 @@ class Stepper:
         size = self.config.micro_batch_sequences
         if self._pipeline is not None:
             self._seed_dropout(first_sample)
-            batch = self._on_device(self.task.training_batch(first_sample, number * size))
+            batch = self._batch((first_sample, number * size), self._following)
             total = self._pipeline.forward_backward(*batch)
             return total / self._scale
         total = torch.zeros((), device=self.workers.device)
@@ -117,7 +152,9 @@ class Stepper:
                 self.local.whole.set_requires_gradient_sync(micro == number - 1)
             start = first_sample + micro * size
             self._seed_dropout(start)
-            loss = self._micro_loss(start, size)
+            is_last = micro == number - 1
+            following = self._following if is_last else (start + size, size)
+            loss = self._micro_loss((start, size), following)
             (loss * self._scale if self._scale != 1.0 else loss).backward()
             total += loss.detach()
         return total
@@ -127,19 +164,35 @@ class Stepper:
         """What the loss is multiplied with before the backward pass."""
         return 1.0 if self.loss_scale is None else self.loss_scale.value
 
-    def _on_device(self, batch: Batch) -> Batch:
-        """Return a batch's tokens of this worker on its device, without waiting for the copy."""
+    def _batch(self, place: Place, following: Place | None) -> Batch:
+        """Return the training batch of a place on this worker's device."""
+        with self.timers.part("data_wait"):
+            if self._prefetcher is None:
+                batch = self._read(*place)
+            else:
+                batch = self._prefetcher.get(place, following)
+        return self._on_device(batch)
+
+    def _read(self, first_sample: int, num_sequences: int) -> Batch:
+        return self._own_part(self.task.training_batch(first_sample, num_sequences))
+
+    def _own_part(self, batch: Batch) -> Batch:
+        """Return this worker's tokens of a batch, ready to be copied to its device."""
         if self._context is not None:
             batch = self._context.own(batch[0], 1), self._context.own(batch[1], 1)
         if self.workers.device.type == "cpu":
             return batch
-        tokens_BT, targets_BT = (
-            part.pin_memory().to(self.workers.device, non_blocking=True) for part in batch
-        )
+        return batch[0].pin_memory(), batch[1].pin_memory()
+
+    def _on_device(self, batch: Batch) -> Batch:
+        """Return a batch on this worker's device; the host does not wait for the copy."""
+        if self.workers.device.type == "cpu":
+            return batch
+        tokens_BT, targets_BT = (part.to(self.workers.device, non_blocking=True) for part in batch)
         return tokens_BT, targets_BT
 
-    def _micro_loss(self, first_sample: int, size: int) -> torch.Tensor:
-        tokens_BT, targets_BT = self._on_device(self.task.training_batch(first_sample, size))
+    def _micro_loss(self, place: Place, following: Place | None) -> torch.Tensor:
+        tokens_BT, targets_BT = self._batch(place, following)
         if self.config.execution.chunked_loss:
             return self.local.whole(tokens_BT, targets_BT)
         return self.task.mean_loss(self.local.whole(tokens_BT), targets_BT)
@@ -157,9 +210,10 @@ class Stepper:
         Args:
             number: Micro-batches whose gradients were added up.
         """
-        self._synchronise()
+        self._synchronise(number)
         if self._scale_and_clip(number * self._scale):
-            self.optimizer.step()
+            with self.timers.part("optimizer"):
+                self.optimizer.step()
         self._own_steps += 1
         if self._own_steps >= self.config.layout.local_steps:
             self.average_parameters()
@@ -176,7 +230,7 @@ class Stepper:
         limit = self.config.optimizer.gradient_clip_norm
         norm = None
         if limit is not None or self.loss_scale is not None:
-            norm = self._gradient_norm() / divisor
+            norm = self.gradient_norm = self._gradient_norm() / divisor
         if self.loss_scale is not None:
             overflowed = norm is not None and not bool(torch.isfinite(norm))
             self.loss_scale.after(overflowed=overflowed)
@@ -188,17 +242,19 @@ class Stepper:
             scale_gradients(self._all, 1.0 / divisor)
         return True
 
-    def _synchronise(self) -> None:
+    def _synchronise(self, number: int) -> None:
         """Sum and average gradients over the workers that hold the same parameters."""
         if self._partial:
             sum_gradients(self._partial, self.groups.group("tensor"))
         layout = self.config.layout
-        mean: dict[str, Any] = {"in_bf16": self.config.precision.reduce == "bf16"}
+        mean: dict[str, Any] = {"dtype": REDUCE_DTYPES[self.config.precision.reduce]}
         if self.groups.shards_parameters:
             # FSDP has averaged over the workers that see other samples.
             if layout.context_parallel > 1:
                 mean["divide_by"] = layout.context_parallel
                 sum_gradients(self._all, self.groups.group("context"), **mean)
+        elif self._compression is not None:
+            self._compression.average(number)
         elif self.groups.num_replicas > 1 and layout.local_steps == 1:
             mean["divide_by"] = self.groups.num_replicas
             sum_gradients(self._shared, self.groups.replicas, **mean)
@@ -242,6 +298,8 @@ class Stepper:
     def validate(self) -> dict[str, float]:
         """Return `val_loss` and the task's other metrics; a collective call."""
         self.average_parameters()
+        if self._compression is not None:
+            self._compression.share_errors()
         for stage in self.local.stages.values():
             stage.eval()
         sums = torch.zeros(self.task.num_sums, dtype=torch.float64, device=self.workers.device)
@@ -249,7 +307,8 @@ class Stepper:
         for numbers in self.task.validation_numbers(
             self.groups.data_rank, self.groups.num_data, size
         ):
-            tokens_BT, targets_BT = self._on_device(self.task.validation_batch(numbers))
+            batch = self._own_part(self.task.validation_batch(numbers))
+            tokens_BT, targets_BT = self._on_device(batch)
             logits_BTV = (
                 self._pipeline.logits(tokens_BT) if self._pipeline else self.local.whole(tokens_BT)
             )

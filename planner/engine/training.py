@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import fields
 from math import ceil, isfinite
 from pathlib import Path
@@ -14,14 +14,10 @@ import torch
 from planner.costs.flops import num_train_tokens, train_flops_per_token
 from planner.costs.params import count_params
 from planner.engine.checkpoint import Checkpoints, Saved, check_same, load_newest
+from planner.engine.events import Events, check_tensorboard
 from planner.engine.failures import classify
-from planner.engine.measurement import (
-    Clock,
-    check_host_memory,
-    peak_flops_per_second,
-    peak_memory_bytes,
-    reset_peak_memory,
-)
+from planner.engine.measurement import check_host_memory, peak_memory_bytes, reset_peak_memory
+from planner.engine.meters import Meters
 from planner.engine.parallel.workers import Workers, join_workers
 from planner.engine.schedules import sequences_at
 from planner.engine.step import Stepper
@@ -118,6 +114,8 @@ def _attempt(
             raise
         except (RuntimeError, MemoryError, ConnectionError) as error:
             run.fail(error)
+        finally:
+            run.open.close()
         return run.result()
 
 
@@ -133,22 +131,31 @@ class _Run:
         self.step = 0
         self.sequences = 0
         self._reported_sequences = 0
+        self._has_compiled = False
         self.first_loss: float | None = None
         self.best_val_loss: float | None = None
         self.reports_since_best = 0
         self.report: dict[str, Any] = {}
         self.checkpoints: Checkpoints | None = None
         self.samples: Samples | None = None
-        self.clock = Clock(workers.device)
+        self.events: Events | None = None
+        self.meters = Meters(config, workers)
+        self.clock = self.meters.clock
+        self.open = ExitStack()
+        self.open.callback(self.meters.close)
         reset_peak_memory(workers.device)
 
     def prepare(self, checkpoint_dir: Path | None, *, resume: bool) -> None:
         """Load the corpus, build the model and go to the newest checkpoint."""
         if self.workers.device.type == "cpu":
             torch.set_num_threads(self.config.execution.threads_per_worker)
+        if self.config.execution.tensorboard:
+            check_tensorboard(checkpoint_dir)
         check_host_memory(self._state_bytes(), self.workers.device)
         self.samples = load_samples(self.config)
-        self.stepper = Stepper(self.config, self.workers, self.samples)
+        self.stepper = Stepper(self.config, self.workers, self.samples, self.meters.timers)
+        if self.config.execution.prefetch:
+            self.open.callback(self.stepper.read_ahead().close)
         self._loss_sum = torch.zeros((), dtype=torch.float64, device=self.workers.device)
         self._loss_steps = 0
         if checkpoint_dir is None:
@@ -159,6 +166,9 @@ class _Run:
         )  # fmt: skip
         if resume:
             self._resume(checkpoint_dir)
+        if self.config.execution.tensorboard and self.workers.is_first:
+            self.events = Events(checkpoint_dir, self.step)
+            self.open.callback(self.events.close)
 
     def _state_bytes(self) -> float:
         """Return the least that parameters, gradients and two moments take on this worker."""
@@ -168,8 +178,9 @@ class _Run:
         return 16.0 * count_params(self.config.model).total / parts
 
     def _resume(self, checkpoint_dir: Path) -> None:
+        stepper = self.stepper
         saved = load_newest(
-            checkpoint_dir, self.stepper.named, self.stepper.optimizer, self._check_same
+            checkpoint_dir, stepper.named, stepper.optimizer, stepper.owed, self._check_same
         )
         if saved is None:
             return
@@ -182,6 +193,8 @@ class _Run:
         self.reports_since_best = saved.reports_since_best
         self.clock.elapsed_before = saved.elapsed_seconds
         self.clock.train_seconds = saved.train_seconds
+        self.clock.compile_seconds = saved.compile_seconds
+        self.meters.timers.go_on_from(saved.part_seconds)
 
     def _check_same(self, saved: Saved) -> None:
         check_same(
@@ -202,6 +215,15 @@ class _Run:
         """Train to the end, or until it diverges or is stopped."""
         targets = self._report_targets(report_at_flops)
         self.clock.skip()
+        with self.meters.timers.waits(self.workers.world_size):
+            self._train(targets, on_metrics)
+        if self.checkpoints is not None:
+            self.checkpoints.close()
+        if self.state is TrialState.RUNNING:
+            self.state = TrialState.COMPLETED
+
+    def _train(self, targets: list[int], on_metrics: OnMetrics | None) -> None:
+        self.meters.timers.is_running = True
         while self.state is TrialState.RUNNING and self.sequences < self.total_sequences:
             before = self.sequences
             loss = self._step()
@@ -209,11 +231,9 @@ class _Run:
             if due or self.step % _CHECK_STEPS == 0 or self.first_loss is None:
                 self._check_training_loss(loss)
             if due and self.state is TrialState.RUNNING:
+                self.meters.timers.is_running = False
                 self._report(on_metrics)
-        if self.checkpoints is not None:
-            self.checkpoints.close()
-        if self.state is TrialState.RUNNING:
-            self.state = TrialState.COMPLETED
+                self.meters.timers.is_running = True
 
     def _step(self) -> torch.Tensor:
         """Take one step and return this worker's mean loss."""
@@ -223,7 +243,8 @@ class _Run:
         size = min(wanted, -(-left // unit) * unit)
         progress = min(1.0, (self.sequences + size) / self.total_sequences)
         loss = self.stepper.step(self.sequences, size, progress)
-        if self.config.execution.compile and not self.clock.compile_seconds:
+        if self.config.execution.compile and not self._has_compiled:
+            self._has_compiled = True
             self.clock.lap_compilation()
             self._reported_sequences += size
         self._loss_sum += loss
@@ -273,7 +294,13 @@ class _Run:
         train_loss = self._mean_over_workers(self._loss_sum) / self._loss_steps
         self._loss_sum.zero_()
         self._loss_steps = 0
-        self.report = {**_in_columns(found), "train_loss": train_loss, **self._measured()}
+        norm = self.stepper.gradient_norm
+        self.report = {
+            **_in_columns(found),
+            "train_loss": train_loss,
+            "gradient_norm": None if norm is None else float(norm),
+            **self.meters.measured(self.step, self.sequences),
+        }
         self._check(val_loss, "validation")
         improved = self.best_val_loss is None or val_loss < self.best_val_loss
         self.best_val_loss = val_loss if improved else self.best_val_loss
@@ -284,6 +311,8 @@ class _Run:
             self._save(self.checkpoints)
         self._check_patience()
         stop = False
+        if self.events is not None:
+            self.events.write(self.report)
         if on_metrics is not None and self.workers.is_first:
             stop = on_metrics(dict(self.report)) is False
         if (
@@ -305,40 +334,6 @@ class _Run:
                 "reports (patience_reports)"
             )
 
-    def _measured(self) -> dict[str, Any]:
-        """Return what is known of the trial's cost at this moment; a collective call."""
-        peak = self.workers.largest(
-            torch.tensor([peak_memory_bytes(self.workers.device)], dtype=torch.float64)
-        )
-        return self._counted() | {
-            "tokens_per_second": self.clock.tokens_per_second,
-            "mfu": self._mfu(),
-            "peak_memory_bytes": float(peak),
-        }
-
-    def _counted(self) -> dict[str, Any]:
-        params = count_params(self.config.model)
-        return {
-            "num_params": params.total,
-            "num_params_non_embedding": params.non_embedding,
-            "num_steps": self.step,
-            "train_tokens": self.sequences * self.config.model.sequence_length,
-            "train_flops": self.sequences * self.flops_per_sequence,
-            "train_seconds": self.clock.train_seconds,
-            "elapsed_seconds": self.clock.elapsed_seconds,
-        }
-
-    def _mfu(self) -> float | None:
-        """Model FLOPs utilisation: 6N + attention FLOPs per second over the workers' peak."""
-        rate, peak = (
-            self.clock.tokens_per_second,
-            peak_flops_per_second(self.config, self.workers.device),
-        )
-        emulated = self.config.precision.emulate != "none"
-        if rate is None or peak is None or emulated:
-            return None
-        return rate * train_flops_per_token(self.config.model) / (peak * self.workers.world_size)
-
     def _save(self, checkpoints: Checkpoints) -> None:
         scale = self.stepper.loss_scale
         saved = Saved(
@@ -346,6 +341,8 @@ class _Run:
             sequences=self.sequences,
             train_seconds=self.clock.train_seconds,
             elapsed_seconds=self.clock.elapsed_seconds,
+            compile_seconds=self.clock.compile_seconds,
+            part_seconds=self.meters.timers.seconds(),
             first_loss=self.first_loss or 0.0,
             best_val_loss=self.best_val_loss,
             reports_since_best=self.reports_since_best,
@@ -355,7 +352,8 @@ class _Run:
             seed=self.config.train.seed,
             report=self.report,
         )
-        checkpoints.save(saved, self.stepper.named, self.stepper.optimizer)
+        stepper = self.stepper
+        checkpoints.save(saved, stepper.named, stepper.optimizer, stepper.owed)
 
     def fail(self, error: Exception) -> None:
         """Turn an error into the state in which it leaves the trial, and tell the other workers."""
@@ -372,7 +370,7 @@ class _Run:
     def result(self) -> TrialResult:
         """Return the trial's row."""
         last = {k: v for k, v in self.report.items() if k in _COLUMNS - {"metrics"}}
-        values = last | {key: v for key, v in self._counted().items() if v is not None}
+        values = last | self.meters.counted(self.step, self.sequences)
         if self.state is not TrialState.COMPLETED:
             peak = peak_memory_bytes(self.workers.device)
             values["peak_memory_bytes"] = max(peak, values.get("peak_memory_bytes") or 0.0)
@@ -381,8 +379,8 @@ class _Run:
             metrics |= self.samples.facts(self.sequences)
         if self.config.precision.emulate != "none":
             metrics["emulated_precision"] = 1.0
-        if self.config.execution.compile:
-            metrics["compile_seconds"] = self.clock.compile_seconds
+        if self.meters.hides_communication:
+            metrics["communication_overlapped"] = 1.0
         if self.config.execution.fit_micro_batch:
             metrics["micro_batch_sequences"] = float(self.config.micro_batch_sequences)
         return TrialResult(

@@ -40,6 +40,11 @@ class ParallelLayout(Config):
     local_steps: PositiveCount = 1
     """Optimizer steps that data-parallel workers take on their own between averaging their
     parameters (local SGD); 1 averages gradients at every step, which learns what one worker does."""
+    gradient_compression: Literal["none", "powersgd"] = "none"
+    """Whether plain data-parallel workers send thin factors of their gradients in place of the
+    matrices; what the factors leave out is added to the next gradient."""
+    powersgd_rank: PositiveCount = 4
+    """Columns of those factors."""
     cpu_offload: bool = False
     """Whether sharded parameters, gradients and optimizer states wait in the host's memory."""
 

@@ -45,6 +45,8 @@ class ModelConfig(Config):
     """Whether linear layers and LayerNorm have biases."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of activations dropped in training."""
+    weight_norm: bool = False
+    """Whether every row of the layers' matrices is a direction times a learnt length."""
     num_experts: PositiveCount | None = None
     """Experts per mixture-of-experts MLP; none makes the MLP dense."""
     experts_per_token: PositiveCount = 1

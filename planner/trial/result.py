@@ -70,6 +70,23 @@ class TrialResult:
     """Wall-clock seconds inside training steps and validations."""
     elapsed_seconds: float | None = None
     """Wall-clock seconds since the trial's workers were started, over all attempts."""
+    data_wait_seconds: float | None = None
+    """Part of the training steps' seconds that waited for data, mean over workers."""
+    communication_seconds: float | None = None
+    """Part of the training steps' seconds that waited for other workers: what computation hides is
+    not in it. None where that cannot be told apart (sharded parameters on CUDA)."""
+    optimizer_seconds: float | None = None
+    """Part of the training steps' seconds in the optimizer's update."""
+    compile_seconds: float | None = None
+    """Seconds of first steps that compiled; in no other column but elapsed_seconds."""
+    gradient_norm: float | None = None
+    """Norm of the last step's gradient before clipping; None where nothing asks for it."""
+    utilisation_fraction: float | None = None
+    """How busy the workers' devices were: CPU time over threads, or NVML's figure."""
+    power_watts: float | None = None
+    """Mean power of a worker's device; of processors, its threads' share of their packages."""
+    energy_source: str | None = None
+    """Where power_watts and kwh come from: `nvml`, `rapl` or `modelled`."""
     device_hours: float | None = None
     """elapsed_seconds x workers: what the budget is charged."""
     usd: float | None = None

@@ -112,8 +112,8 @@ class PrecisionConfig(Config):
     """Format of matrix products; master weights and optimizer state stay fp32. fp16 scales its
     loss; fp8 (e4m3 forward, e5m2 backward, one scale per tensor) takes the layers' matrices and
     leaves the rest to bf16."""
-    reduce: Literal["fp32", "bf16"] = "fp32"
-    """Format in which gradients are summed over workers."""
+    reduce: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Format in which gradients are summed over workers; 16 bits halve what is sent."""
     emulate: Literal["none", "fp8-e4m3", "fp8-e5m2", "int8", "int4"] = "none"
     """Format whose rounding the layers' weights get, for studies of accuracy on devices that lack
     it; speed is that of `compute`."""
@@ -132,6 +132,10 @@ class ExecutionConfig(Config):
     """Whether blocks are compiled; the compile time is charged to the trial."""
     threads_per_worker: PositiveCount = 1
     """CPU threads of each worker."""
+    prefetch: bool = True
+    """Whether the next batch is read while a step is computed."""
+    tensorboard: bool = False
+    """Whether reports are written as TensorBoard events, beside the trial's checkpoints."""
     fit_micro_batch: bool = False
     """Whether a trial of one worker that runs out of memory starts again with smaller micro-batches,
     accumulating more of them, until it fits."""

@@ -21,6 +21,7 @@ def check_supported(config: TrialConfig) -> None:
         _check_layout,
         _check_context,
         _check_local_steps,
+        _check_compression,
         _check_pipeline,
         _check_tensor,
         _check_optimizer,
@@ -70,6 +71,27 @@ def _check_local_steps(config: TrialConfig) -> None:
         raise InfeasibleError(
             f"fit_micro_batch restarts one worker: the layout has {layout.num_workers}.",
             hint="Set batch.micro_batch_sequences, or execution.fit_micro_batch=false.",
+        )
+
+
+def _check_compression(config: TrialConfig) -> None:
+    layout, precision = config.layout, config.precision
+    if layout.gradient_compression == "none":
+        return
+    plain = layout.data_parallel > 1 and layout.num_workers == layout.data_parallel
+    if not plain or config.model.num_experts is not None or layout.local_steps > 1:
+        raise InfeasibleError(
+            "powersgd compresses whole gradients that plain data parallelism averages at every "
+            f"step: num_workers={layout.num_workers}, data_parallel={layout.data_parallel}, "
+            f"num_experts={config.model.num_experts}, local_steps={layout.local_steps}.",
+            hint="Use layout.data_parallel alone, or layout.gradient_compression=none with "
+            "precision.reduce=fp16.",
+        )
+    if precision.reduce != "fp32" or precision.compute == "fp16":
+        raise InfeasibleError(
+            "powersgd keeps its error in fp32 and unscaled: "
+            f"reduce={precision.reduce}, compute={precision.compute}.",
+            hint="Use precision.reduce=fp32 and precision.compute=bf16.",
         )
 
 
@@ -192,6 +214,12 @@ def _check_precision(config: TrialConfig) -> None:
 
 def _check_model(config: TrialConfig) -> None:
     model, layout = config.model, config.layout
+    if model.weight_norm and (layout.tensor_parallel > 1 or model.num_experts is not None):
+        raise InfeasibleError(
+            "weight_norm takes the length of whole rows of dense matrices: tensor_parallel="
+            f"{layout.tensor_parallel}, num_experts={model.num_experts}.",
+            hint="Use layout.shard_parallel in place of tensor_parallel, or model.weight_norm=false.",
+        )
     if model.num_experts is None:
         if layout.expert_parallel > 1:
             raise InfeasibleError(

@@ -174,6 +174,11 @@ class TrialRecord:
         ran = bool(self.attempts)
         spend = sum((self.attempt_spend(attempt, now) for attempt in self.attempts), Spend())
         values = {**self.num_params, **self.last}
+        kwh = spend.kwh if ran and self.has_power else None
+        if values.get("energy_source") in ("nvml", "rapl"):
+            kwh = spend.device_hours * values["power_watts"] / 1e3
+        elif kwh is not None:
+            values["energy_source"] = "modelled"
         return TrialResult(
             trial=self.trial,
             config=dict(self.data),
@@ -183,7 +188,7 @@ class TrialRecord:
             elapsed_seconds=self.elapsed_seconds(now) if ran else None,
             device_hours=spend.device_hours if ran else None,
             usd=spend.usd if ran and self.has_price else None,
-            kwh=spend.kwh if ran and self.has_power else None,
+            kwh=kwh,
             num_attempts=len(self.attempts),
             metrics=dict(self.metrics),
             **values,

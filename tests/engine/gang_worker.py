@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -33,11 +34,13 @@ def main() -> None:
     orders_path, out_path, rank = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     outcomes = []
     for order in json.loads(orders_path.read_text()):
+        start = time.process_time()
         try:
             outcomes.append(carry_out(order, rank))
         except Exception:
             traceback.print_exc()
             outcomes.append({"error": traceback.format_exc()})
+        outcomes[-1]["cpu_seconds"] = time.process_time() - start
         if rank == 0:
             out_path.write_text(json.dumps(outcomes))
         if "error" in outcomes[-1]:

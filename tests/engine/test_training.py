@@ -55,6 +55,7 @@ def test_the_parameters_built_are_those_counted(small):
         experts,
         {"mlp": "gated", "num_kv_heads": 2},
         {"bias": True, "norm": "layernorm"},
+        {"weight_norm": True, "mlp": "gated", "num_kv_heads": 2},
     ):
         model = small(model=change).model
         built = build_model(model, __import__("torch").float32)
@@ -230,6 +231,21 @@ def test_a_number_of_workers_other_than_the_layouts_is_refused(small):
             "experts are balanced over whole sequences",
         ),
         ({"layout": {"cpu_offload": True}}, "shard_parallel above 1"),
+        (
+            {"layout": {"shard_parallel": 2, "gradient_compression": "powersgd"}},
+            "plain data parallelism averages",
+        ),
+        (
+            {
+                "layout": {"data_parallel": 2, "gradient_compression": "powersgd"},
+                "precision": {"reduce": "fp16"},
+            },
+            "powersgd keeps its error in fp32",
+        ),
+        (
+            {"layout": {"tensor_parallel": 2}, "model": {"weight_norm": True}},
+            "weight_norm takes the length of whole rows",
+        ),
         ({"layout": {"sequence_parallel": True}}, "tensor_parallel=1"),
         ({"layout": {"virtual_pipeline": 2}}, "pipeline_parallel above 1"),
         (

@@ -66,9 +66,12 @@ def materialise(
         if parameter.is_meta:
             owner, _, leaf = name.rpartition(".")
             place = module.get_submodule(owner)
-            whole = initial_value(
-                prefix + name, parameter.shape, model=model, seed=seed, width_ratio=width_ratio
-            )
+            if leaf == "scale":  # of a weight norm: the length of the rows that were just drawn
+                whole = torch.linalg.vector_norm(place.get_parameter("weight"), dim=1)
+            else:
+                whole = initial_value(
+                    prefix + name, parameter.shape, model=model, seed=seed, width_ratio=width_ratio
+                )
             place.register_parameter(leaf, nn.Parameter(_like(parameter, whole, device)))
 
 

@@ -48,11 +48,26 @@ class Linear(nn.Linear):
     """False where the bias is added after a sum over workers."""
     product: Product | None = None
     """What multiplies, where it is not a product in the input's format."""
+    scale: nn.Parameter | None
+    """Length of every row, where the weight gives directions alone."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.register_parameter("scale", None)
+
+    def normalise(self) -> None:
+        """Learn direction and length of every row apart (Salimans and Kingma, 2016, equation 2).
+
+        Both keep their own names in every layout, as torch's parametrisation would not.
+        """
+        self.scale = nn.Parameter(torch.empty(self.out_features))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., in) to (..., out)."""
         bias = None if self.bias is None or not self.adds_bias else held(self.bias, x.dtype)
         weight = held(self.weight, x.dtype)
+        if self.scale is not None:
+            weight = F.normalize(weight, dim=1) * self.scale.to(x.dtype).unsqueeze(1)
         return F.linear(x, weight, bias) if self.product is None else self.product(x, weight, bias)
 
 
@@ -238,6 +253,10 @@ class Block(nn.Module):
         self.mlp = make_mlp(model)
         self.dropout = model.dropout
         self.recompute: Recompute | None = None
+        if model.weight_norm:
+            for module in self.modules():
+                if isinstance(module, Linear):
+                    module.normalise()
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
         """Return (B, T, D)."""

@@ -18,7 +18,7 @@ from planner.engine.models.decoder import Decoder
 from planner.engine.models.initialise import materialise
 from planner.engine.models.layers import Block
 from planner.engine.parallel.groups import Groups
-from planner.engine.precision import set_products
+from planner.engine.precision import REDUCE_DTYPES, set_products
 from planner.trial import TrialConfig
 
 __all__ = ["LocalModel", "build_local_model"]
@@ -132,7 +132,7 @@ def _finish(
         "seed": config.train.seed,
         "width_ratio": _width_ratio(config),
     }
-    reduce = torch.bfloat16 if config.precision.reduce == "bf16" else torch.float32
+    reduce = REDUCE_DTYPES[config.precision.reduce]
     if shards:
         from planner.engine.parallel.shard import shard_module
     for name, block in list(stage.layers.items()):

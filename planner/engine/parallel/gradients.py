@@ -31,16 +31,17 @@ def sum_gradients(
     group: Group,
     divide_by: int = 1,
     *,
-    in_bf16: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Replace gradients by their sum over a group, divided by a number; a collective call.
 
-    Without a group this worker's gradients are the sum. In bf16 they are divided first, so that the sum cannot overflow, and half as much is sent.
+    Without a group this worker's gradients are the sum. In a 16-bit format they are divided first,
+    so that the sum cannot overflow, and half as much is sent.
     """
     for bucket in _buckets(local_gradients(parameters)):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        if in_bf16:
-            flat = sum_in(group, (flat / divide_by).to(torch.bfloat16)).to(flat.dtype)
+        if dtype is not torch.float32:
+            flat = sum_in(group, (flat / divide_by).to(dtype)).to(flat.dtype)
         else:
             flat = sum_in(group, flat)
             if divide_by > 1:

@@ -1,8 +1,7 @@
 """Which workers share what: one group of processes per dimension of the layout.
 
 The dimensions, slowest first: pipeline, replicate (data), expert, shard (data), context, tensor.
-Workers of one tensor group are neighbours, because they talk the most. Private interfaces of torch that
-meshes need are used here and nowhere else.
+Workers of one tensor group are neighbours, because they talk the most.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch.distributed as dist
 
+from planner.engine.torch_internals import flat_mesh
 from planner.trial import ParallelLayout
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def make_groups(layout: ParallelLayout, rank: int, device_type: str) -> Groups:
         layout.tensor_parallel,
     )
     mesh = init_device_mesh(device_type, sizes, mesh_dim_names=_NAMES)
-    same = mesh["replicate", "expert", "shard", "context"]._flatten("replicas")
+    same = flat_mesh(mesh, ("replicate", "expert", "shard", "context"), "replicas")
     return Groups(
         layout=layout,
         mesh=mesh,

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
+from planner.engine.torch_internals import default_store
 from planner.errors import ConfigError
 
 __all__ = ["Workers", "join_workers"]
@@ -104,8 +105,7 @@ def join_workers(rank: int, world_size: int, init_method: str | None) -> Iterato
         backend, init_method=init_method, rank=rank, world_size=world_size, timeout=_TIMEOUT
     )
     try:
-        store = dist.distributed_c10d._get_default_store()
-        yield Workers(rank=rank, world_size=world_size, device=device, store=store)
+        yield Workers(rank=rank, world_size=world_size, device=device, store=default_store())
     finally:
         dist.destroy_process_group()
 

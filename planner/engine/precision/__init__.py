@@ -12,13 +12,15 @@ from planner.engine.models.layers import Linear
 from planner.errors import InfeasibleError
 from planner.trial import PrecisionConfig
 
-__all__ = ["COMPUTE_DTYPES", "check_device", "set_products"]
+__all__ = ["COMPUTE_DTYPES", "REDUCE_DTYPES", "check_device", "set_products"]
 
 COMPUTE_DTYPES: Final = {
     "fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
     "fp8": torch.bfloat16,
 }  # fmt: skip
 """Precision -> format of activations."""
+REDUCE_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precision -> format of gradients on their way between workers."""
 _LEAST_CAPABILITY: Final = {"tf32": (8, 0), "bf16": (8, 0), "fp8": (8, 9)}
 """CUDA compute capability from which a device has a format in hardware."""
 

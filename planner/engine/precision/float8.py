@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from planner.engine.torch_internals import scaled_product
+
 __all__ = ["float8_linear"]
 
 _FORWARD, _BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
@@ -27,9 +29,7 @@ def _product(
 ) -> torch.Tensor:
     """Return a (m, k) times b (k, n), in bf16; the hardware wants b by columns."""
     columns = b.t().contiguous().t()
-    return torch._scaled_mm(
-        a.contiguous(), columns, scale_a=a_scale, scale_b=b_scale, out_dtype=torch.bfloat16
-    )
+    return scaled_product(a.contiguous(), columns, a_scale, b_scale, torch.bfloat16)
 
 
 class _Float8Product(torch.autograd.Function):

@@ -1,0 +1,147 @@
+"""What a worker's device draws and how busy it is: NVML, RAPL, or the catalogue's word for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from planner.costs.devices import known_devices
+from planner.costs.energy import watts_per_device
+
+__all__ = ["Power", "PowerMeter", "PowerSampler", "catalogue_name", "rapl_joules"]
+
+_RAPL: Final = Path("/sys/class/powercap")
+_SAMPLE_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Power:
+    """What was found; absent is None."""
+
+    watts: float | None = None
+    source: str | None = None
+    """`nvml`, `rapl` or `modelled`."""
+    utilisation: float | None = None
+    """Share of the time in which the device was busy."""
+
+
+def rapl_joules(root: Path) -> list[tuple[float, float]] | None:
+    """Return the energy counter of every processor package and where it wraps, in joules.
+
+    None where there are no counters or the process may not read them.
+    """
+    try:
+        return [
+            (
+                float((zone / "energy_uj").read_text()) / 1e6,
+                float((zone / "max_energy_range_uj").read_text()) / 1e6,
+            )
+            for zone in sorted(root.glob("intel-rapl:[0-9]"))
+        ] or None
+    except (OSError, ValueError):
+        return None
+
+
+class PowerSampler:
+    """Reads watts and utilisation twice a second in a thread of its own, for as long as it is on.
+
+    Args:
+        read: Returns watts and utilisation in 0..1.
+    """
+
+    def __init__(self, read: Callable[[], tuple[float, float]]) -> None:
+        self._read = read
+        self._sums = [0.0, 0.0]
+        self._number = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="power", daemon=True)
+        self._thread.start()
+
+    def _sample(self) -> None:
+        while True:
+            for index, value in enumerate(self._read()):
+                self._sums[index] += value
+            self._number += 1
+            if self._stop.wait(_SAMPLE_SECONDS):
+                return
+
+    def means(self) -> tuple[float, float] | None:
+        """Return mean watts and utilisation so far, or None before the first reading."""
+        number = self._number
+        return (self._sums[0] / number, self._sums[1] / number) if number else None
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._stop.set()
+        self._thread.join()
+
+
+class PowerMeter:
+    """Measures from its construction on.
+
+    Args:
+        device: The worker's.
+        threads: Its CPU threads, whose share of the processors' power it is charged.
+    """
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self._device, self._threads = device, threads
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        self._joules = rapl_joules(_RAPL) if device.type == "cpu" else None
+        self._sampler: PowerSampler | None = None
+        if device.type == "cuda" and importlib.util.find_spec("pynvml") is not None:
+            self._sampler = PowerSampler(self._read_nvml)
+
+    def _read_nvml(self) -> tuple[float, float]:
+        milliwatts = torch.cuda.power_draw(self._device)
+        return milliwatts / 1e3, torch.cuda.utilization(self._device) / 100.0
+
+    def power(self) -> Power:
+        """Return what was measured since the construction, or what the catalogue says."""
+        if self._device.type == "cuda":
+            return self._cuda_power()
+        seconds = time.perf_counter() - self._wall
+        busy = (time.process_time() - self._cpu) / (seconds * self._threads)
+        now = rapl_joules(_RAPL) if self._joules else None
+        if now is None or self._joules is None:
+            return Power(utilisation=min(1.0, busy))
+        used = sum((b - a) % top for (a, _), (b, top) in zip(self._joules, now, strict=True))
+        share = self._threads / (os.cpu_count() or 1)
+        return Power(watts=used / seconds * share, source="rapl", utilisation=min(1.0, busy))
+
+    def _cuda_power(self) -> Power:
+        means = None if self._sampler is None else self._sampler.means()
+        if means is not None:
+            return Power(watts=means[0], source="nvml", utilisation=means[1])
+        name = catalogue_name(torch.cuda.get_device_name(self._device))
+        design: Any = name and known_devices()[name].power_watts
+        if design is None:
+            return Power()
+        return Power(watts=watts_per_device(design, 1.0), source="modelled")
+
+    def close(self) -> None:
+        """Stop measuring."""
+        if self._sampler is not None:
+            self._sampler.close()
+
+
+def catalogue_name(device_name: str) -> str | None:
+    """Return the catalogue's name of a CUDA device, or None for one that it does not know.
+
+    >>> catalogue_name("NVIDIA H200"), catalogue_name("NVIDIA GeForce GTX 9999")
+    ('h200', None)
+    """
+    words = set(device_name.lower().replace("-", " ").split())
+    fitting = [
+        name for name in known_devices() if name != "cpu" and name.split("-")[0] in words
+    ]  # fmt: skip
+    exact = [name for name in fitting if set(name.split("-")) <= words]
+    return next(iter(exact or fitting), None)
