@@ -8,7 +8,7 @@ the layers in flight where they are sharded; overhead is the runtime's own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -37,16 +37,15 @@ class MemoryConstants:
     """Measured over computed states: padding, buckets."""
 
 
-PRODUCTS_KEPT: Final = 0.55
-"""Share of a block's activations that are results of products and attention: 0.5 to 0.6 where traced
-in the engine's blocks."""
 OPERATORS_KEPT: Final = 0.45
 """Share of a block's activations that operator-level recomputation keeps: every second product and the
 attention's output (torchtitan's default policy, recalled)."""
+OPERATORS_KEPT_COMPILED: Final = 0.27
+"""The same where the block is compiled, which recomputes more by itself: three of torchtitan's rows."""
 GPU_MEMORY: Final = MemoryConstants()
-CPU_MEMORY: Final = MemoryConstants(overhead_bytes=4.2e8, activation_factor=1.15, state_factor=1.4)
-"""Resident memory of an engine's process: the interpreter with torch (220-300 MB), the corpus, and
-what the C library's allocator keeps. Fitted on four runs of the engine of 0.6 to 2.3 GB."""
+CPU_MEMORY: Final = MemoryConstants(overhead_bytes=4.2e8)
+"""Resident memory of an engine's process beside its tensors: the interpreter with torch, the corpus, and
+what the C library's allocator keeps. Fitted on eight runs of the engine of 0.3 to 1.4 GB."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -97,25 +96,24 @@ def params_per_device(w: Workload) -> tuple[Array, Array]:
 def activation_bytes_per_layer(w: Workload) -> tuple[Number, Number]:
     """Return the bytes that one block keeps for one micro-batch, and its input alone.
 
-    Per token with B bytes an activation: 4 B h (inputs of norms and projections), + 2 h of dropout
-    masks, / t under sequence parallelism; (2 q + 2 kv) B for query, key, value and the attention's
-    output and 2 B f (4 B f when gated) for the MLP, / t; + (2 B + 1) a s of scores / t where
-    attention is not fused. In GPT with dropout and B = 2 that is s b h (10 + 24 / t + 5 a s / (h t)).
+    Per token with B bytes an activation: (4 B + E) h (inputs of norms and projections; E for what the
+    framework keeps beyond), + 2 h of dropout masks, / t under sequence parallelism; (2 q + 2 kv) B for
+    query, key, value and the attention's output and 2 B f (4 B f when gated) for the MLP, / t;
+    + (2 B + 1) a s of scores / t where attention is not fused. In GPT with dropout, B = 2 and E = 0
+    that is s b h (10 + 24 / t + 5 a s / (h t)).
 
     Source: Korthikanti et al. 2022 (arXiv:2205.05198), equations 1 to 4; flash attention and
     selective recomputation drop the scores.
     """
     size = w.activation_bytes
-    tokens = w.micro_batch * w.sequence_tokens / w.context
-    sp = np.where(np.asarray(w.sequence_parallel) > 0, w.tensor, 1.0)
-    stream = (4.0 * size + 2.0 * w.dropout) * w.d_model / sp
+    tokens, sp = _tokens(w), _split_along_sequence(w)
+    stream = (4.0 * size + w.extra_stream_bytes + 2.0 * w.dropout) * w.d_model / sp
     per_width = np.where(np.asarray(w.mlp_matrices) > 2, 4.0 * size, 2.0 * size)
-    width = w.dense_d_ff + (w.experts_per_token + w.num_shared_experts) * w.expert_d_ff
     routing = (
         2.0 * size * w.d_model * np.where(np.asarray(w.num_experts) > 0, w.experts_per_token, 0.0)
     )
     inner = (
-        2.0 * size * (w.query_width + w.kv_width) + per_width * width
+        2.0 * size * (w.query_width + w.kv_width) + per_width * _mlp_width(w)
     ) / w.tensor + routing / sp
     keeps_scores = (1.0 - w.flash) * np.where(np.asarray(w.recompute) > 0, 0.0, 1.0)
     scores = (
@@ -128,41 +126,98 @@ def activation_bytes_per_layer(w: Workload) -> tuple[Number, Number]:
     return tokens * (stream + inner + scores), tokens * size * w.d_model / sp
 
 
-def _kept_fraction(w: Workload) -> Array:
-    """Return the share of a block's activations that recomputing some operators keeps."""
-    mode = np.asarray(w.recompute)
-    kept = 1.0 - (1.0 - PRODUCTS_KEPT) * (mode == 1.25) - (1.0 - OPERATORS_KEPT) * (mode == 1.5)
-    return np.asarray(kept)
+def _tokens(w: Workload) -> Number:
+    """Tokens of a micro-batch on one device."""
+    return w.micro_batch * w.sequence_tokens / w.context
 
 
-def _activations(w: Workload) -> tuple[Array, Array]:
-    """Bytes of activations on the first stage and on the last one.
+def _split_along_sequence(w: Workload) -> Array:
+    return np.where(np.asarray(w.sequence_parallel) > 0, w.tensor, 1.0)
 
-    1F1B holds min(m, p) micro-batches of L / p blocks on the first stage and one on the last, the
-    interleaved schedule 1 + (p - 1) / (p v) times as many blocks on the first; full recomputation
-    keeps inputs and one live block.
+
+def _mlp_width(w: Workload) -> Number:
+    """Channels of the MLPs that a token passes in one block."""
+    return w.dense_d_ff + (w.experts_per_token + w.num_shared_experts) * w.expert_d_ff
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Block:
+    """Bytes of one block for one micro-batch on one device."""
+
+    kept: Array
+    """From the forward to the backward pass."""
+    live: Array
+    """More while the backward pass is in the block: what it computes again, and its own tensors."""
+
+
+def _casts(w: Workload) -> Array:
+    """Bytes per parameter of the copies in the compute format that the backward pass needs."""
+    return np.asarray(np.where(np.asarray(w.zero_stage) >= 2, 0.0, w.cast_bytes))
+
+
+def _block(w: Workload) -> _Block:
+    """Return what a block keeps under each mode of recomputation, and what it adds while it is live.
+
+    Everything, casts of its weights included, without recomputation; its input with `full`; results of
+    products, of attention and its input, B (3 h / sp + (2 q + 2 kv + f (2 f gated)) / t) per token, with
+    `selective`. Live: the rest of all that, the gradients of the MLP's and of the block's output, and
+    where gradients are not written in place that of the largest matrix.
     """
     whole, inputs = activation_bytes_per_layer(w)
-    whole = whole * _kept_fraction(w)
-    full = np.asarray(w.recompute) == 2.0
-    layers = np.ceil(w.num_layers / w.pipeline)
+    dense, routed = block_params_per_device(w)
+    size, tokens, sp = w.activation_bytes, _tokens(w), _split_along_sequence(w)
+    gated = np.where(np.asarray(w.mlp_matrices) > 2, 2.0, 1.0)
+    width = 2.0 * (w.query_width + w.kv_width) + gated * _mlp_width(w)
+    products = tokens * size * (3.0 * w.d_model / sp + width / w.tensor)
+    whole = whole + _casts(w) * (dense + routed)
+    mode = np.asarray(w.recompute)
+    kept = np.where(mode == 1.25, products, whole)
+    operators = np.where(np.asarray(w.compiled) > 0, OPERATORS_KEPT_COMPILED, OPERATORS_KEPT)
+    kept = np.where(mode == 1.5, operators * whole, kept)
+    kept = np.where(mode == 2.0, inputs, kept)
+    passing = tokens * size * (_mlp_width(w) / w.tensor + w.d_model / sp)
+    own = 1.0 - np.asarray(w.gradient_buffers)
+    matrix = w.d_model * np.maximum(w.dense_d_ff, w.expert_d_ff) / w.tensor
+    return _Block(
+        kept=kept,
+        live=whole - kept + passing + own * w.gradient_bytes * matrix,
+    )
+
+
+def _head_bytes(w: Workload) -> Array:
+    """Bytes of the final norm and of the head's input, and of the head cast to the compute format."""
+    each = 2.0 * w.activation_bytes + w.extra_stream_bytes / 2.0
+    table = w.vocab_size * w.d_model / w.tensor
+    return np.asarray(_tokens(w) * w.d_model / _split_along_sequence(w) * each + _casts(w) * table)
+
+
+def _held_micro_batches(w: Workload) -> tuple[Array, Array]:
+    """Return how many micro-batches' activations the first and the last stage hold.
+
+    1F1B holds min(m, p) on the first stage and one on the last, the interleaved schedule
+    1 + (p - 1) / (p v) times as many blocks, GPipe all.
+    """
     interleaved = np.where(
         np.asarray(w.virtual) > 1, 1.0 + (w.pipeline - 1.0) / (w.pipeline * w.virtual), 1.0
     )
-    each = layers * np.where(full, inputs, whole)
-    live = np.where(full, whole, 0.0)
     every = (np.asarray(w.holds_all) > 0) & (np.asarray(w.pipeline) > 1)
     held = np.where(every, w.num_micro_batches, w.pipeline * interleaved)
-    first = each * np.minimum(w.num_micro_batches, held) + live
-    return first, each * np.minimum(w.num_micro_batches, interleaved) + live
+    return (
+        np.minimum(w.num_micro_batches, held),
+        np.minimum(w.num_micro_batches, interleaved),
+    )
 
 
-def _logits(w: Workload, constants: MemoryConstants) -> Array:
-    """Bytes of logits, softmax and their gradient for one micro-batch, T V / t (B + 4 to 8)."""
-    tokens = w.micro_batch * w.sequence_tokens / w.context
-    whole = tokens * w.vocab_size / w.tensor * (w.activation_bytes + w.loss_bytes)
-    whole = whole * constants.loss_factor
-    return np.asarray(whole * np.where(np.asarray(w.chunked_loss) > 0, 1.0 / 16.0, 1.0))
+def _logits(w: Workload) -> Array:
+    """Bytes of the loss of one micro-batch: logits, softmax and their gradients, T V / t (B + 4 to 8).
+
+    A chunked loss computes its gradients at once: V h / t (B + 4) for the head's, T h (B + 4) / 2 for
+    its input's and a chunk of the logits of half that size.
+    """
+    table = w.vocab_size * w.d_model / w.tensor
+    whole = _tokens(w) * w.vocab_size / w.tensor * (w.activation_bytes + w.loss_bytes)
+    chunked = (w.activation_bytes + 4.0) * (table + 0.6 * _tokens(w) * w.d_model)
+    return np.where(np.asarray(w.chunked_loss) > 0, chunked, whole)
 
 
 def _gathered(w: Workload) -> Array:
@@ -179,13 +234,63 @@ def _gathered(w: Workload) -> Array:
     return np.where(np.asarray(w.zero_stage) >= 3, held * w.gather_bytes, 0.0)
 
 
+class _Moment(NamedTuple):
+    """Bytes of what comes and goes within a step, at one moment of it."""
+
+    gradients: Array
+    activations: Array
+    logits: Array
+
+
+def _moments(w: Workload, gradients: Array, constants: MemoryConstants) -> list[_Moment]:
+    """Return the moments of a step at which memory can be fullest.
+
+    With l blocks on the device that keep a each (H of the head beside), of which the one in the
+    backward pass adds x; n and n' micro-batches in flight on the first and the last stage; Z bytes of
+    the loss, g of a block's gradients, E of the embedding's; G gradients in all, of which G0 are there
+    from the start: G with buffers or accumulation, nothing otherwise:
+
+        the loss (last stage)                 n' l a + H + Z + G0
+        backward of the last block there      n' l a + x + E + G0
+        backward of the first block, alone    a + x + E + (l - 1) g     where G0 = 0
+        backward on the first of several      n l a + x + G0
+        the embedding's gradient              G + 2 E if tied, + E if it is added to another
+
+    E is counted where gradients are not written into buffers; a tied head keeps its part until the
+    embedding's backward pass adds to it.
+    """
+    block, layers = _block(w), np.ceil(w.num_layers / w.pipeline)
+    first, last = _held_micro_batches(w)
+    logits = _logits(w) * constants.loss_factor
+    own = 1.0 - np.asarray(w.gradient_buffers)
+    stays = np.where((own == 0.0) | (np.asarray(w.num_micro_batches) > 1), 1.0, 0.0)
+    trained = 1.0 - np.asarray(w.frozen)
+    table = own * trained * w.gradient_bytes * w.vocab_size * w.d_model / w.tensor
+    is_tied = np.where(np.asarray(w.head_copies) < 2, 1.0, 0.0)
+    there, scale, several = stays * gradients, constants.activation_factor, w.pipeline > 1.0
+    end = scale * layers * block.kept * last
+    dense, routed = block_params_per_device(w)
+    others = (layers - 1.0) * (dense + routed) / sum(params_per_device(w))
+    grown = (1.0 - stays) * gradients * others
+    return [
+        _Moment(there, end + scale * _head_bytes(w), logits),
+        _Moment(there + table, end + scale * block.live, 0.0 * logits),
+        _Moment(there + grown + table, scale * (block.kept + block.live), 0.0 * logits),
+        _Moment(there, several * scale * (layers * block.kept * first + block.live), 0.0 * logits),
+        _Moment(
+            gradients + table * (2.0 * is_tied + (1.0 - is_tied) * stays), 0.0 * end, 0.0 * logits
+        ),
+    ]
+
+
 def memory_use(w: Workload, constants: MemoryConstants = GPU_MEMORY) -> MemoryUse:
-    """Return the bytes per device by kind.
+    """Return the bytes per device by kind, at the fullest moment of the step.
 
     ZeRO-1 shards optimizer states over D workers, ZeRO-2 gradients too, ZeRO-3 (FSDP) parameters
-    too; experts are sharded over D / e of them.
+    too; experts are sharded over D / e of them. What comes and goes within the step is the largest of
+    its moments (see `_moments`), never their sum.
 
-    Source: Rajbhandari et al. 2020 (arXiv:1910.02054), section 5.
+    Source of the states: Rajbhandari et al. 2020 (arXiv:1910.02054), section 5.
     """
     dense, routed = params_per_device(w)
     dense, routed = dense * constants.state_factor, routed * constants.state_factor
@@ -199,16 +304,19 @@ def memory_use(w: Workload, constants: MemoryConstants = GPU_MEMORY) -> MemoryUs
 
     total = sharded(1) * 0.0
     here = 1.0 - np.asarray(w.offloaded)
-    first, last = _activations(w)
-    logits, several = _logits(w, constants), np.asarray(w.pipeline) > 1
-    first, last = first * constants.activation_factor, last * constants.activation_factor
-    at_end = ~several | (last + logits >= first)
+    gradients = sharded(2) * w.gradient_bytes * (1.0 - w.frozen) * here
+    moments = [_Moment(*(total + part for part in m)) for m in _moments(w, gradients, constants)]
+    fullest = np.argmax(np.stack([m.gradients + m.activations + m.logits for m in moments]), axis=0)
+
+    def at_peak(kind: int) -> Array:
+        return np.asarray(np.choose(fullest, [m[kind] for m in moments]))
+
     return MemoryUse(
         params=sharded(3) * w.param_bytes * here,
-        gradients=sharded(2) * w.gradient_bytes * (1.0 - w.frozen) * here,
+        gradients=at_peak(0),
         optimizer=sharded(1) * w.optimizer_bytes * (1.0 - w.frozen) * here,
-        activations=total + np.where(at_end & several, last, first),
-        logits=total + np.where(at_end, logits, 0.0),
+        activations=at_peak(1),
+        logits=at_peak(2),
         gathered=total + _gathered(w),
         overhead=total + constants.overhead_bytes + w.buffer_bytes,
     )

@@ -112,6 +112,15 @@ class Workload:
     """Network ports of a node through which gathers of sharded parameters run: all, or one."""
     loss_bytes: Number = 8.0
     """Per logit beyond the stored one: softmax and gradient in fp32; 4 where they share a buffer."""
+    gradient_buffers: Number = 1.0
+    """Whether gradients are written into buffers that are there all the time, as Megatron's and
+    DeepSpeed's are, instead of coming up in the backward pass."""
+    cast_bytes: Number = 0.0
+    """Per parameter: copies in the compute format that the backward pass needs, where the weights
+    themselves stay fp32 and are not gathered."""
+    extra_stream_bytes: Number = 0.0
+    """Per token and channel of a block, what the framework keeps beyond Korthikanti et al.'s count:
+    copies by norms and rotary positions that are not fused."""
     buffer_bytes: Number = 0.0
     """Communication buffers of the framework, per device."""
     bubble: Number = 1.0
@@ -237,7 +246,9 @@ def precision_fields(
         "vector_flops_per_second": device_peaks.get("fp32", device_peaks[attention] / 16.0),
         "is_fp8": float(precision == "fp8"),
         "activation_bytes": 2.0 if half else 4.0,
-        "loss_bytes": 8.0,
+        "loss_bytes": 8.0 if precision in ("fp32", "tf32") else 10.0,
+        "gradient_buffers": 0.0,
+        "cast_bytes": 2.0 if half else 0.0,
         "param_bytes": 4.0,
         "gradient_bytes": 4.0,
         "optimizer_bytes": optimizer_moment_bytes(optimizer),
@@ -257,8 +268,27 @@ def _recipe(config: TrialConfig, device_peaks: Mapping[str, float]) -> dict[str,
     if config.layout.gradient_compression == "powersgd":
         # Factors r (m + n) of an m x n matrix, here square; every parameter keeps its error.
         fields["reduce_bytes"] *= min(1.0, 2 * config.layout.powersgd_rank / config.model.d_model)
-        fields["gradient_bytes"] += 4.0
+        fields["optimizer_bytes"] += 4.0
+    shards = config.layout.shard_parallel
+    if config.layout.zero_stage == 2 and shards > 1:
+        # FSDP2 without resharding holds the shard beside the gathered whole.
+        fields["param_bytes"] = fields["gather_bytes"] + fields["param_bytes"] / shards
     return fields
+
+
+def _extra_stream_bytes(config: TrialConfig, activation_bytes: float) -> float:
+    """Return what the engine's blocks keep on a CPU beyond Korthikanti et al.'s count.
+
+    RMSNorm runs there as several operators: each of two keeps its input and the scaled input in fp32
+    where one activation was counted, rotary positions one copy. Traced in torch 2.13.
+
+    >>> llama = {"num_layers": 1, "d_model": 64}
+    >>> config = TrialConfig.model_validate({"model": llama, "train": {"tokens": 1e6}})
+    >>> _extra_stream_bytes(config, 4.0)
+    12.0
+    """
+    norms = 2.0 * (8.0 - activation_bytes) if config.model.norm == "rmsnorm" else 0.0
+    return norms + (activation_bytes if config.model.position == "rope" else 0.0)
 
 
 def workload_of(
@@ -269,12 +299,17 @@ def workload_of(
     Args:
         config: The trial.
         device_peaks: FLOP/s by precision.
-        on_cpu: Whether workers are cores, to which offloading changes nothing.
+        on_cpu: Whether workers are cores: offloading changes nothing, norms are not fused, and attention
+            with dropout is not either.
     """
     layout, execution = config.layout, config.execution
+    recipe = _recipe(config, device_peaks)
+    extra = _extra_stream_bytes(config, recipe["activation_bytes"]) if on_cpu else 0.0
     return Workload(
         **model_fields(shape_of(config.model)),
-        **_recipe(config, device_peaks),
+        **recipe,
+        extra_stream_bytes=extra,
+        flash=float(not (on_cpu and config.model.dropout)),
         bubble=_BUBBLES.get(layout.pipeline_schedule, 1.0),
         holds_all=float(layout.pipeline_schedule == "gpipe"),
         local_steps=layout.local_steps,
