@@ -40,7 +40,10 @@ def critical_batch(path: Path) -> None:
     for model, published in PUBLISHED_BATCH.items():
         print(f"critical batch {model:5s} {found[model]:8.1f}  published {published}")
     law = fit_power_law([SIZES[m] for m in found], list(found.values()))
-    print(f"  grows as N^{law.exponent:.3f} +- {law.exponent_deviation:.3f} at D = 20 N")
+    exponent = law.coefficients[1]
+    print(
+        f"  grows as N^{exponent.value:.3f} ({exponent.lower:.3f} to {exponent.upper:.3f}) at D = 20 N"
+    )
 
 
 def repeated(path: Path) -> None:
@@ -56,8 +59,8 @@ def repeated(path: Path) -> None:
     print(f"repeated data: objective {fit.objective_value:.7f}; {fit.describe()}")
     c = fit.repeat_params
     print(f"  R_N* {c.value:.3g}, {c.lower} to {c.upper}")
-    for r_d, r_n, value in fit.profile[10:38:3]:
-        print(f"  R_D* {r_d:8.2f}  best R_N* {r_n:8.2f}  objective {value:.6f}")
+    for r_d, value in fit.profile[::3]:
+        print(f"  R_D* {r_d:8.2f}  objective {value:.6f}")
 
 
 def schedules(path: Path) -> None:
@@ -77,7 +80,7 @@ def schedules(path: Path) -> None:
                 loss=ordered.loss.to_numpy(float),
             )
         started = time.process_time()
-        law = fit_schedule_law([traces[name] for name in FITTED_SCHEDULES])
+        law = fit_schedule_law([traces[name] for name in FITTED_SCHEDULES], num_bootstraps=0)
         seconds = time.process_time() - started
         errors = {
             name: 100 * np.abs(law.predict(t.learning_rate, t.step) / t.loss - 1).mean()

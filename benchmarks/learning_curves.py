@@ -21,7 +21,9 @@ def main() -> None:
     """Print errors per form and the CPU time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
-    table = pd.read_csv(parser.parse_args().data)
+    parser.add_argument("--bootstraps", type=int, default=0, help="Behind intervals; 0 is none.")
+    arguments = parser.parse_args()
+    table, draws = pd.read_csv(arguments.data), arguments.bootstraps
     forms = [*learning_curve_forms(), "best"]
     errors: dict[str, list[float]] = {form: [] for form in forms}
     pooled: dict[str, list[np.ndarray]] = {form: [] for form in forms}
@@ -31,7 +33,9 @@ def main() -> None:
         train, test = rows[rows.is_training_row == 1], rows[rows.is_training_row == 0]
         for form in forms:
             started = time.process_time()
-            curve = fit_learning_curve(train.seen_examples, train.error, form=form)
+            curve = fit_learning_curve(
+                train.seen_examples, train.error, form=form, num_bootstraps=draws
+            )
             seconds[form] += time.process_time() - started
             off = np.abs(curve.predict(test.seen_examples) / test.error.to_numpy() - 1)
             errors[form].append(100 * float(np.median(off)))

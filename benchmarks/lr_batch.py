@@ -57,7 +57,7 @@ def main() -> None:
                 for (n, _), rows in cells.items()
                 if n != size
             ]
-            law = fit_tuning_law(as_grid(pd.concat(seen)))
+            law = fit_tuning_law(as_grid(pd.concat(seen)), num_bootstraps=10)
             for (n, d), rows in cells.items():
                 if n == size:
                     setting = law.predict(n, d)

@@ -7,7 +7,11 @@ from planner.curves.allocation import (
     optimal_allocation,
     overtraining_overhead,
 )
-from planner.curves.compression import CompressionCurves, fit_compression_curves
+from planner.curves.compression import (
+    BestOriginal,
+    CompressionCurves,
+    fit_compression_curves,
+)
 from planner.curves.critical_batch import (
     CriticalBatch,
     PowerLaw,
@@ -52,6 +56,7 @@ __all__ = [
     "AccuracyPrediction",
     "Allocation",
     "Backtest",
+    "BestOriginal",
     "Coefficient",
     "Component",
     "CompressionCurves",

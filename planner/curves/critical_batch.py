@@ -8,10 +8,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.curves.arrays import FloatArray
-from planner.curves.robust import minimize_robust
+from planner.curves.intervals import DEFAULT_DRAWS, fit_curve
+from planner.curves.law import Coefficient
+from planner.curves.problem import CurveProblem
 from planner.errors import ConfigError, FitError
 
 __all__ = ["CriticalBatch", "PowerLaw", "fit_critical_batch", "fit_power_law"]
+
+NEGLIGIBLE = 1e-3
+"""A share of the least steps (or examples) below which a term cannot be told from none."""
 
 OVERHEAD = 0.2
 """Steps beyond ideal linear scaling at which a batch counts as critical (Zhang et al. 2024)."""
@@ -26,6 +31,8 @@ class CriticalBatch:
     num_points: int
     noise: float
     """Standard deviation of log steps around the curve."""
+    coefficients: tuple[Coefficient, ...] = ()
+    """min_steps, min_examples and the balanced batch, with intervals."""
 
     @property
     def balanced_batch(self) -> float:
@@ -45,7 +52,14 @@ class CriticalBatch:
         return float((1 + overhead) * base_batch + overhead * self.min_examples / self.min_steps)
 
 
-def fit_critical_batch(batch: ArrayLike, steps_to_target: ArrayLike) -> CriticalBatch:
+def fit_critical_batch(
+    batch: ArrayLike,
+    steps_to_target: ArrayLike,
+    *,
+    num_bootstraps: int = DEFAULT_DRAWS,
+    level: float = 0.9,
+    seed: int = 0,
+) -> CriticalBatch:
     """Fit steps = a + b/B by least squares in log steps.
 
     Source: McCandlish et al. 2018 (arXiv:1812.06162), equation 2.11, solved for steps.
@@ -63,20 +77,35 @@ def fit_critical_batch(batch: ArrayLike, steps_to_target: ArrayLike) -> Critical
         raise FitError("steps to the target must fall with the batch: they do not.")
     center = float(np.exp(np.log(b).mean()))
 
-    def model(theta: FloatArray) -> FloatArray:
-        return np.logaddexp(theta[:, :1], theta[:, 1:] - np.log(b / center))
+    def natural(theta: FloatArray) -> FloatArray:
+        steps, examples = np.exp(theta[:, 0]), np.exp(theta[:, 1]) * center
+        return np.stack([steps, examples, examples / steps], axis=1)
 
-    level = float(np.log(s).mean())
-    starts = np.array([[level - x, level - y] for x in (0.3, 1.0, 3.0) for y in (0.3, 1.0)])
-    theta, value = minimize_robust(
-        model, np.log(s), starts, np.ones((len(starts), s.size)), delta=float("inf")
+    level_of_steps = float(np.log(s).mean())
+    problem = CurveProblem(
+        names=("min_steps", "min_examples", "balanced_batch"),
+        model=lambda theta: np.logaddexp(theta[:, :1], theta[:, 1:] - np.log(b / center)),
+        target=np.log(s),
+        natural=natural,
+        delta=np.inf,
+        ranges={
+            "min_steps": (NEGLIGIBLE * float(s.min()), np.inf),
+            "min_examples": (NEGLIGIBLE * float((s * b).min()), np.inf),
+        },
     )
-    best = int(value.argmin())
+    fitted = fit_curve(
+        problem,
+        np.array([[level_of_steps - x, level_of_steps - y] for x in (0.3, 1, 3) for y in (0.3, 1)]),
+        num_bootstraps=num_bootstraps,
+        level=level,
+        seed=seed,
+    )
     return CriticalBatch(
-        min_steps=float(np.exp(theta[best, 0])),
-        min_examples=float(np.exp(theta[best, 1]) * center),
+        min_steps=fitted.coefficients[0].value,
+        min_examples=fitted.coefficients[1].value,
         num_points=int(s.size),
-        noise=float(np.sqrt(2 * value[best] / max(s.size - 2, 1))),
+        noise=float(np.sqrt(2 * fitted.objective_value / max(s.size - 2, 1))),
+        coefficients=fitted.coefficients,
     )
 
 
@@ -87,7 +116,8 @@ class PowerLaw:
     scale: float
     center: float
     exponent: float
-    exponent_deviation: float
+    coefficients: tuple[Coefficient, ...] = ()
+    """scale and exponent, with intervals."""
 
     def predict(self, x: ArrayLike) -> FloatArray:
         """Return y at x."""
@@ -96,7 +126,14 @@ class PowerLaw:
         )
 
 
-def fit_power_law(x: ArrayLike, y: ArrayLike) -> PowerLaw:
+def fit_power_law(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    num_bootstraps: int = DEFAULT_DRAWS,
+    level: float = 0.9,
+    seed: int = 0,
+) -> PowerLaw:
     """Fit a line in logs, e.g. of the critical batch against tokens.
 
     Raises:
@@ -110,10 +147,22 @@ def fit_power_law(x: ArrayLike, y: ArrayLike) -> PowerLaw:
         raise FitError(f"a power law needs at least 3 distinct x: got {np.unique(xs).size}.")
     center = float(np.exp(np.log(xs).mean()))
     t = np.log(xs / center)
-    exponent = float((t * np.log(ys)).sum() / (t * t).sum())
-    level = float(np.log(ys).mean())
-    residual = np.log(ys) - level - exponent * t
-    deviation = float(np.sqrt((residual**2).sum() / max(xs.size - 2, 1) / (t * t).sum()))
+    problem = CurveProblem(
+        names=("scale", "exponent"),
+        model=lambda theta: theta[:, :1] + theta[:, 1:] * t,
+        target=np.log(ys),
+        natural=lambda theta: np.stack([np.exp(theta[:, 0]), theta[:, 1]], axis=1),
+        delta=np.inf,
+        slopes=lambda theta: np.tile(np.stack([np.ones_like(t), t], axis=1), (len(theta), 1, 1)),
+    )
+    fitted = fit_curve(
+        problem,
+        np.array([[float(np.log(ys).mean()), 0.0]]),
+        num_bootstraps=num_bootstraps,
+        level=level,
+        seed=seed,
+    )
+    scale, exponent = fitted.coefficients
     return PowerLaw(
-        scale=float(np.exp(level)), center=center, exponent=exponent, exponent_deviation=deviation
+        scale=scale.value, center=center, exponent=exponent.value, coefficients=fitted.coefficients
     )

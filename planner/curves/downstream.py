@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.curves.arrays import FloatArray
-from planner.curves.law import Prediction
-from planner.curves.robust import minimize_robust
+from planner.curves.intervals import DEFAULT_DRAWS, fit_curve
+from planner.curves.law import Coefficient, Prediction
+from planner.curves.problem import CurveProblem
 from planner.errors import ConfigError, FitError, NotFoundError, did_you_mean
 
 __all__ = ["AccuracyPrediction", "DownstreamLink", "fit_downstream_link"]
@@ -66,13 +67,34 @@ def _exponential_starts(loss: FloatArray, accuracy: FloatArray) -> FloatArray:
 class _Kind:
     model: Callable[[FloatArray, FloatArray], FloatArray]
     starts: Callable[[FloatArray, FloatArray], FloatArray]
-    num_theta: int
+    names: tuple[str, ...]
+    natural: Callable[[FloatArray], FloatArray]
+
+
+def _sigmoid_coefficients(theta: FloatArray) -> FloatArray:
+    floor, rise, slope, middle = theta.T
+    return np.stack([floor, floor + np.exp(rise), np.exp(slope), middle], axis=1)
+
+
+def _exponential_coefficients(theta: FloatArray) -> FloatArray:
+    return np.column_stack([theta[:, 0], np.exp(theta[:, 1:])])
 
 
 _KINDS = {
-    "sigmoid": _Kind(_sigmoid, _sigmoid_starts, 4),
-    "exponential": _Kind(_exponential, _exponential_starts, 3),
+    "sigmoid": _Kind(
+        _sigmoid,
+        _sigmoid_starts,
+        ("floor", "ceiling", "slope", "middle_loss"),
+        _sigmoid_coefficients,
+    ),
+    "exponential": _Kind(
+        _exponential, _exponential_starts, ("epsilon", "k", "gamma"), _exponential_coefficients
+    ),
 }
+
+
+LARGEST_CEILING = 1.0
+"""A ceiling that may lie above it is not identified, and said to be unbounded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +116,9 @@ class DownstreamLink:
     """Standard deviation of accuracy around the link, on true losses."""
     num_points: int
     loss_range: tuple[float, float]
+    coefficients: tuple[Coefficient, ...]
+    draws: FloatArray
+    """Bootstrap optima of theta, shape (s, p)."""
 
     def accuracy(self, loss: ArrayLike) -> FloatArray:
         """Return accuracy at a loss, kept in 0 to 1."""
@@ -102,12 +127,17 @@ class DownstreamLink:
         return np.asarray(np.clip(flat, 0.0, 1.0)).reshape(values.shape)
 
     def predict(self, loss: Prediction) -> AccuracyPrediction:
-        """Return accuracy at predicted losses: the interval holds that of the loss and the noise."""
+        """Return accuracy at predicted losses.
+
+        The interval holds that of the loss, the spread of the link and the noise.
+        """
         center = self.accuracy(loss.loss)
         best, worst = self.accuracy(loss.loss_lower), self.accuracy(loss.loss_upper)
         from scipy.special import ndtri
 
-        noise = float(ndtri(0.5 + 0.5 * loss.level)) * self.noise
+        flat = _KINDS[self.kind].model(self.draws, np.ravel(loss.loss))
+        spread = flat.std(axis=0).reshape(center.shape) if len(flat) else 0.0
+        noise = float(ndtri(0.5 + 0.5 * loss.level)) * np.hypot(self.noise, spread)
         return AccuracyPrediction(
             accuracy=center,
             accuracy_lower=np.clip(center - np.hypot(center - worst, noise), 0.0, 1.0),
@@ -116,7 +146,13 @@ class DownstreamLink:
 
 
 def fit_downstream_link(
-    loss: ArrayLike, accuracy: ArrayLike, *, kind: str = "sigmoid"
+    loss: ArrayLike,
+    accuracy: ArrayLike,
+    *,
+    kind: str = "sigmoid",
+    num_bootstraps: int = DEFAULT_DRAWS,
+    level: float = 0.9,
+    seed: int = 0,
 ) -> DownstreamLink:
     """Fit accuracy against measured loss.
 
@@ -124,6 +160,9 @@ def fit_downstream_link(
         loss: Measured, shape (n,): not a law's prediction.
         accuracy: In 0 to 1, shape (n,).
         kind: `sigmoid` or `exponential`.
+        num_bootstraps: Resamplings behind the intervals; 0 makes none.
+        level: Of the intervals.
+        seed: Of the resampling.
 
     Raises:
         ConfigError: Shapes differ or accuracy is not in 0 to 1.
@@ -143,16 +182,23 @@ def fit_downstream_link(
             hint="Evaluate larger models, or a graded metric such as bits per byte of the answer.",
         )
     form = _KINDS[kind]
-    starts = form.starts(x, y)
-    theta, value = minimize_robust(
-        lambda theta: form.model(theta, x), y, starts, np.ones((len(starts), x.size)), delta=DELTA
+    problem = CurveProblem(
+        names=form.names,
+        model=lambda theta: form.model(theta, x),
+        target=y,
+        natural=form.natural,
+        delta=DELTA,
+        ranges={"ceiling": (-np.inf, LARGEST_CEILING)},
     )
-    best = int(value.argmin())
-    residual = form.model(theta[[best]], x)[0] - y
+    fitted = fit_curve(
+        problem, form.starts(x, y), num_bootstraps=num_bootstraps, level=level, seed=seed
+    )
     return DownstreamLink(
         kind=kind,
-        theta=theta[best],
-        noise=float(np.sqrt((residual**2).sum() / max(x.size - form.num_theta, 1))),
+        theta=fitted.theta,
+        noise=float(np.sqrt((fitted.residual**2).sum() / max(x.size - fitted.theta.size, 1))),
         num_points=int(x.size),
         loss_range=(float(x.min()), float(x.max())),
+        coefficients=fitted.coefficients,
+        draws=fitted.draws,
     )

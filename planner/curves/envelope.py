@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from planner.curves.arrays import FloatArray
 from planner.curves.critical_batch import PowerLaw, fit_power_law
+from planner.curves.intervals import DEFAULT_DRAWS
 from planner.errors import ConfigError, FitError
 
 __all__ = ["Envelope", "fit_envelope"]
@@ -36,7 +37,14 @@ class Envelope:
 
 
 def fit_envelope(
-    train_flops: ArrayLike, loss: ArrayLike, num_params: ArrayLike, run: ArrayLike
+    train_flops: ArrayLike,
+    loss: ArrayLike,
+    num_params: ArrayLike,
+    run: ArrayLike,
+    *,
+    num_bootstraps: int = DEFAULT_DRAWS,
+    level: float = 0.9,
+    seed: int = 0,
 ) -> Envelope:
     """Return the envelope of runs, rows of (compute so far, loss, size, run).
 
@@ -81,7 +89,9 @@ def fit_envelope(
         train_flops=np.exp(levels[reached]),
         loss=np.exp(curves.min(axis=0)[reached]),
         num_params=winners,
-        size_law=fit_power_law(middles, inner),
+        size_law=fit_power_law(
+            middles, inner, num_bootstraps=num_bootstraps, level=level, seed=seed
+        ),
         num_runs=len(curves),
         num_sizes_on_envelope=int(touching.size),
     )

@@ -10,6 +10,7 @@ import numpy as np
 from planner.curves.arrays import FloatArray
 from planner.curves.diagnosis import Evidence, diagnose, fill_checklist
 from planner.curves.forms import CurveForm, find_form
+from planner.curves.intervals import bootstrap_coefficients, expanded_tail
 from planner.curves.isoflop import (
     IsoflopProfile,
     SizeFrontier,
@@ -33,6 +34,8 @@ from planner.curves.mixture import (
     robust_deviation,
 )
 from planner.curves.points import Points, count_distinct, points_from_table
+from planner.curves.problem import form_problem, require_identified
+from planner.curves.profiles import profile_coefficients
 from planner.curves.surface import OBJECTIVES, Objective
 from planner.errors import ConfigError, FitError, NotFoundError, did_you_mean
 
@@ -59,6 +62,9 @@ IDENTIFIED = {
     "B": (-np.inf, 1e16),
 }
 """Where a coefficient stops mattering: an interval that reaches there is open at that end."""
+
+SIZE_AND_TOKENS = ("num_params", "num_tokens")
+"""What every form needs; a form that needs more is checked for what its further columns identify."""
 
 MAX_ROWS = 10_000
 
@@ -99,7 +105,7 @@ def fit(
         raise NotFoundError(f"no objective {objective!r}. {did_you_mean(objective, OBJECTIVES)}")
     points = _thinned(_points_of(table))
     goal = OBJECTIVES[objective]
-    forms = _usable_forms(points, form)
+    forms = _usable_forms(points, form, goal)
     backtests = backtest(points, forms, goal)
     shares = mixture_weights(forms, backtests)
     components = [
@@ -131,11 +137,13 @@ def _thinned(points: Points) -> Points:
     return points.where(mask, reason=f"beyond {MAX_ROWS} rows an even sample is fitted")
 
 
-def _usable_forms(points: Points, name: str) -> list[CurveForm]:
+def _usable_forms(points: Points, name: str, objective: Objective) -> list[CurveForm]:
     """Return the forms to fit: the one named, or those of the mixture that the rows allow."""
     if name != MIXTURE:
         form = find_form(name)
         require_identifiable(points, form)
+        if len(form.columns) > len(SIZE_AND_TOKENS) and form.decode is not None:
+            require_identified(*form_problem(form, points, objective, IDENTIFIED))
         return [form]
     require_identifiable(points, find_form(MIXTURE_FORMS[0]))
     forms = [find_form(item) for item in MIXTURE_FORMS]
@@ -157,16 +165,18 @@ def require_identifiable(points: Points, form: CurveForm) -> None:
             f"{form.min_rows} finished trainings: got {len(points)}{_dropped_text(points)}.",
             hint="Add trainings of other sizes and lengths.",
         )
-    for name in ("num_params", "num_tokens"):
-        num = count_distinct(getattr(points, name))
-        if num < form.min_sizes:
+    for name, least in form.min_distinct.items():
+        values = getattr(points, name)
+        # A sparsity of 0 has no logarithm; shares are told apart by what is left.
+        num = count_distinct(1 - values if name == "sparsity_fraction" else values)
+        if num < least:
             raise FitError(
-                f"form {form.name} needs at least {form.min_sizes} distinct {name}: got {num} "
+                f"form {form.name} needs at least {least} distinct {name}: got {num} "
                 f"(values within 2 % count as one).",
                 hint=f"Add trainings with other {name}.",
             )
     correlation = np.corrcoef(np.log(points.num_params), np.log(points.num_tokens))[0, 1]
-    if form.min_sizes > 1 and abs(correlation) > COLLINEAR:
+    if "num_params" in form.min_distinct and abs(correlation) > COLLINEAR:
         raise FitError(
             f"num_params and num_tokens move in lockstep (correlation of logs {correlation:.4f}): "
             f"what each contributes to the loss is not identified.",
@@ -219,7 +229,7 @@ def _law(
         profiles=profiles,
         frontier=_frontier(profiles),
     )
-    coefficients = _coefficients(lead, points, level)
+    coefficients = _coefficients(lead, points, objective, level)
     return ScalingLaw(
         form=form,
         components=components,
@@ -261,22 +271,26 @@ def _range(values: FloatArray) -> tuple[float, float]:
     return float(values.min()), float(values.max())
 
 
-def _coefficients(component: Component, points: Points, level: float) -> tuple[Coefficient, ...]:
-    """Return estimates with bootstrap quantiles; an end where the data stop deciding is None."""
-    low, high = np.quantile(component.draws, [0.5 - 0.5 * level, 0.5 + 0.5 * level], axis=0)
-    names = find_form(component.form).coefficients
-    rows = []
-    for name, value, lower, upper in zip(names, component.params, low, high, strict=True):
-        floor, ceiling = IDENTIFIED.get(name, (-np.inf, np.inf))
-        if name in ("E", "e"):
-            floor = NEGLIGIBLE_ASYMPTOTE * float(points.loss.min())
-        rows.append(
-            Coefficient(
-                name=name,
-                value=float(value),
-                lower=None if lower < floor and value > 0 else float(lower),
-                upper=None if upper > ceiling else float(upper),
-                level=level,
-            )
-        )
-    return tuple(rows)
+def _coefficients(
+    component: Component, points: Points, objective: Objective, level: float
+) -> tuple[Coefficient, ...]:
+    """Return estimates with bootstrap quantiles, or with profiles where a direction is flat."""
+    form = find_form(component.form)
+    least = NEGLIGIBLE_ASYMPTOTE * float(points.loss.min())
+    ranges = {**IDENTIFIED, "E": (least, np.inf), "e": (least, np.inf)}
+    num_runs = len(points) if points.run is None else np.unique(points.run).size
+    coefficients = bootstrap_coefficients(
+        form.coefficients,
+        component.params,
+        component.draws,
+        level=level,
+        tail=0.5 - 0.5 * level
+        if form.draw is not None
+        else expanded_tail(level, num_runs, len(component.params)),
+        ranges=ranges,
+    )
+    is_flat = any(c.lower is None or c.upper is None for c in coefficients)
+    if not is_flat or form.decode is None or form.starts is None:
+        return coefficients
+    problem, theta = form_problem(form, points, objective, ranges)
+    return profile_coefficients(problem, theta[0], level=level)

@@ -7,7 +7,7 @@ else (bootstrap, back-test, mixture, intervals, JSON) works on any entry.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -51,9 +51,16 @@ class CurveForm:
     draw: Callable[[Points, int, int], FloatArray] | None = None
     """(points, number of draws, seed) -> params (draws, p), where it is not the bootstrap of
     `fit`."""
+    decode: Callable[[FloatArray, Points], FloatArray] | None = None
+    """(theta (b, q), points) -> params (b, p), theta free and of order one: what a profile moves
+    in. Absent where a prior and not the rows alone decides."""
+    starts: Callable[[Points], FloatArray] | None = None
+    """points -> theta (b, q), from which the form is fitted."""
     columns: tuple[str, ...] = ("num_params", "num_tokens")
-    min_sizes: int = 3
-    """Distinct values of num_params, and of num_tokens, below which nothing is identified."""
+    min_distinct: Mapping[str, int] = field(
+        default_factory=lambda: {"num_params": 3, "num_tokens": 3}
+    )
+    """Fewest distinct values of a column with which anything is identified."""
     has_surface_optimum: bool = True
     """The compute-optimal size is that of A/N^alpha + B/D^beta, in closed form."""
 
@@ -126,6 +133,8 @@ CHINCHILLA = register(
         coefficients=SURFACE_COEFFICIENTS,
         predict=predict_surface,
         fit=_fit_free,
+        decode=lambda theta, points: decode_surface(theta, points),
+        starts=lambda points: surface_starts(points)[:1],
     )
 )
 TIED = register(
@@ -136,6 +145,8 @@ TIED = register(
         coefficients=SURFACE_COEFFICIENTS,
         predict=predict_surface,
         fit=_fit_tied,
+        decode=lambda theta, points: decode_surface(theta[:, [0, 1, 2, 3, 3]], points),
+        starts=lambda points: surface_starts(points)[1:, :4],
     )
 )
 
@@ -269,5 +280,7 @@ COUPLED = register(
         coefficients=(*SURFACE_COEFFICIENTS, "k"),
         predict=predict_coupled,
         fit=robust_fit(predict_coupled, _decode_coupled, _coupled_starts),
+        decode=_decode_coupled,
+        starts=_coupled_starts,
     )
 )

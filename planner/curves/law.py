@@ -41,6 +41,8 @@ class Coefficient:
     lower: float | None
     upper: float | None
     level: float
+    method: str = "bootstrap"
+    """Of the interval: `bootstrap`, `profile` where a direction is flat, or `none`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

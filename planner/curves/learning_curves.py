@@ -14,13 +14,18 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.curves.arrays import FloatArray
-from planner.curves.robust import minimize_robust
+from planner.curves.intervals import DEFAULT_DRAWS, CurveFit, fit_curve
+from planner.curves.law import Coefficient
+from planner.curves.problem import CurveProblem
 from planner.errors import ConfigError, FitError, NotFoundError, did_you_mean
 
 __all__ = ["LearningCurve", "fit_learning_curve", "learning_curve_forms"]
 
 NEWTON_STEPS = 8
 """Of the inversion of M4: it has converged to rounding by then."""
+
+NEGLIGIBLE = 1e-3
+"""A limit below this share of the least y cannot be told from none."""
 
 HELD_BACK = 0.3
 """Share of the points, the last ones, that choose between forms."""
@@ -33,10 +38,17 @@ Model = Callable[[FloatArray, FloatArray], FloatArray]
 class _Form:
     name: str
     equation: str
-    num_theta: int
+    names: tuple[str, ...]
     model: Model
     starts: Callable[[FloatArray, FloatArray], FloatArray]
+    natural: Callable[[FloatArray, float], FloatArray]
+    """(theta (b, p), log of the first x) -> coefficients of the equation (b, p)."""
     slopes: Model | None = None
+
+    @property
+    def min_points(self) -> int:
+        """Fewest distinct x that are fitted: two more than there are coefficients."""
+        return len(self.names) + 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -52,6 +64,8 @@ class LearningCurve:
     num_points: int
     noise: float
     """Standard deviation of log y around the curve."""
+    coefficients: tuple[Coefficient, ...]
+    """Those of the equation, with intervals."""
     errors: dict[str, float]
     """Median relative error of each form on the held-back points, where a form was chosen."""
 
@@ -191,21 +205,70 @@ def _broken_starts(t: FloatArray, log_y: FloatArray) -> FloatArray:
     )  # fmt: skip
 
 
+LOG_10 = float(np.log(10.0))
+
+
+def _power_coefficients(theta: FloatArray, origin: float) -> FloatArray:
+    """Return a and b of a x^-b, and e to the further coordinates."""
+    b = np.exp(theta[:, 1]) / LOG_10
+    return np.column_stack([np.exp(theta[:, 0] + b * origin), b, np.exp(theta[:, 2:])])
+
+
+def _shifted_coefficients(theta: FloatArray, origin: float) -> FloatArray:
+    rows = _power_coefficients(theta, origin)
+    rows[:, 3] *= np.exp(-origin)
+    return rows
+
+
+def _saturating_coefficients(theta: FloatArray, origin: float) -> FloatArray:
+    b, c, e, rise, alpha = _power_coefficients(theta, origin).T
+    return np.stack([b, c, e, e + rise, alpha], axis=1)
+
+
+def _broken_coefficients(theta: FloatArray, origin: float) -> FloatArray:
+    c0, c1 = theta[:, 1] / LOG_10, theta[:, 3] / LOG_10
+    b = np.exp(theta[:, 0] + c0 * origin)
+    d = np.exp(origin + LOG_10 * theta[:, 4])
+    return np.stack([np.exp(theta[:, 2]), b, c0, c1, d, np.exp(theta[:, 5])], axis=1)
+
+
 _FORMS = {
     form.name: form
     for form in (
-        _Form("m1", "y = a x^-b", 2, _power, _power_starts),
-        _Form("m2", "y = a x^-b + c", 3, _power_limit, _limit_starts),
-        _Form("m3", "y = a (1/x + d)^b + c", 4, _shifted, _shifted_starts),
+        _Form("m1", "y = a x^-b", ("a", "b"), _power, _power_starts, _power_coefficients),
+        _Form(
+            "m2",
+            "y = a x^-b + c",
+            ("a", "b", "c"),
+            _power_limit,
+            _limit_starts,
+            _power_coefficients,
+        ),
+        _Form(
+            "m3",
+            "y = a (1/x + d)^b + c",
+            ("a", "b", "c", "d"),
+            _shifted,
+            _shifted_starts,
+            _shifted_coefficients,
+        ),
         _Form(
             "m4",
             "(y - e)/(e0 - y)^alpha = b x^-c",
-            5,
+            ("b", "c", "e", "e0", "alpha"),
             _saturating,
             _saturating_starts,
+            _saturating_coefficients,
             _saturating_slopes,
         ),
-        _Form("bnsl", "y = a + b x^-c0 (1 + (x/d)^(1/f))^(-c1 f)", 6, _broken, _broken_starts),
+        _Form(
+            "bnsl",
+            "y = a + b x^-c0 (1 + (x/d)^(1/f))^(-c1 f)",
+            ("a", "b", "c0", "c1", "d", "f"),
+            _broken,
+            _broken_starts,
+            _broken_coefficients,
+        ),
     )
 }
 
@@ -215,7 +278,15 @@ def learning_curve_forms() -> dict[str, str]:
     return {name: form.equation for name, form in _FORMS.items()}
 
 
-def fit_learning_curve(x: ArrayLike, y: ArrayLike, *, form: str = "best") -> LearningCurve:
+def fit_learning_curve(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    form: str = "best",
+    num_bootstraps: int = DEFAULT_DRAWS,
+    level: float = 0.9,
+    seed: int = 0,
+) -> LearningCurve:
     """Fit a curve of error (or loss, or 1 - accuracy) against what was spent.
 
     Args:
@@ -223,6 +294,9 @@ def fit_learning_curve(x: ArrayLike, y: ArrayLike, *, form: str = "best") -> Lea
         y: Error, shape (n,), positive. For an accuracy give 1 - accuracy.
         form: m1, m2, m3, m4, bnsl, or "best": the form that, fitted to the first 70 % of the
             points, errs least on the others.
+        num_bootstraps: Resamplings behind the intervals of the coefficients; 0 makes none.
+        level: Of the intervals.
+        seed: Of the resampling.
 
     Raises:
         ConfigError: Shapes differ, or a value is not positive and finite.
@@ -244,22 +318,25 @@ def fit_learning_curve(x: ArrayLike, y: ArrayLike, *, form: str = "best") -> Lea
     origin = float(log_x[0])
     t = (log_x - origin) / np.log(10.0)
     num = np.unique(t).size
-    if form != "best" and num < _FORMS[form].num_theta + 2:
+    if form != "best" and num < _FORMS[form].min_points:
         raise FitError(
-            f"form {form} has {_FORMS[form].num_theta} coefficients and needs "
-            f"{_FORMS[form].num_theta + 2} distinct x: got {num}."
+            f"form {form} has {len(_FORMS[form].names)} coefficients and needs "
+            f"{_FORMS[form].min_points} distinct x: got {num}."
         )
     errors = _held_back_errors(t, log_y) if form == "best" else {}
     name = min(errors, key=lambda key: errors[key]) if errors else form
-    theta, value = _fit(_FORMS[name], t, log_y)
-    freedom = max(log_y.size - theta.size, 1)
+    fitted = _fit(
+        _FORMS[name], t, log_y, origin, num_bootstraps=num_bootstraps, level=level, seed=seed
+    )
+    square = float((fitted.residual**2).sum())
     return LearningCurve(
         form=name,
-        theta=theta,
+        theta=fitted.theta,
         origin=origin,
-        objective_value=2 * value,
+        objective_value=square,
         num_points=int(log_y.size),
-        noise=float(np.sqrt(2 * value / freedom)),
+        noise=float(np.sqrt(square / max(log_y.size - fitted.theta.size, 1))),
+        coefficients=fitted.coefficients,
         errors=errors,
     )
 
@@ -269,9 +346,9 @@ def _held_back_errors(t: FloatArray, log_y: FloatArray) -> dict[str, float]:
     kept = int(np.ceil((1 - HELD_BACK) * t.size))
     errors = {}
     for name, form in _FORMS.items():
-        if np.unique(t[:kept]).size < form.num_theta + 2:
+        if np.unique(t[:kept]).size < form.min_points:
             continue
-        theta, _ = _fit(form, t[:kept], log_y[:kept])
+        theta = _fit(form, t[:kept], log_y[:kept], 0.0).theta
         off = form.model(theta[None], t[kept:])[0] - log_y[kept:]
         errors[name] = float(np.median(np.abs(np.expm1(off))))
     if not errors:
@@ -279,15 +356,31 @@ def _held_back_errors(t: FloatArray, log_y: FloatArray) -> dict[str, float]:
     return errors
 
 
-def _fit(form: _Form, t: FloatArray, log_y: FloatArray) -> tuple[FloatArray, float]:
-    starts, slopes = form.starts(t, log_y), form.slopes
-    theta, value = minimize_robust(
-        lambda theta: form.model(theta, t),
-        log_y,
-        starts,
-        np.ones((len(starts), t.size)),
-        delta=float("inf"),
+def _fit(
+    form: _Form,
+    t: FloatArray,
+    log_y: FloatArray,
+    origin: float,
+    *,
+    num_bootstraps: int = 0,
+    level: float = 0.9,
+    seed: int = 0,
+) -> CurveFit:
+    slopes = form.slopes
+    least = NEGLIGIBLE * float(np.exp(log_y.min()))
+    first, last = np.exp(origin), np.exp(origin + LOG_10 * t[-1])
+    problem = CurveProblem(
+        names=form.names,
+        model=lambda theta: form.model(theta, t),
+        target=log_y,
+        natural=lambda theta: form.natural(theta, origin),
+        delta=np.inf,
+        ranges={
+            ("a" if form.name == "bnsl" else "e" if form.name == "m4" else "c"): (least, np.inf),
+            "d": (first, last) if form.name == "bnsl" else (NEGLIGIBLE / last, np.inf),
+        },
         slopes=None if slopes is None else lambda theta: slopes(theta, t),
     )
-    best = int(value.argmin())
-    return theta[best], float(value[best])
+    return fit_curve(
+        problem, form.starts(t, log_y), num_bootstraps=num_bootstraps, level=level, seed=seed
+    )

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import chi2
 
 from planner.curves.arrays import FloatArray
 from planner.curves.forms import (
@@ -24,6 +23,8 @@ from planner.curves.forms import (
 )
 from planner.curves.law import Coefficient
 from planner.curves.points import Points
+from planner.curves.problem import CurveProblem
+from planner.curves.profiles import profile_coefficients, profile_of
 from planner.curves.robust import minimize_robust
 from planner.errors import FitError
 
@@ -46,7 +47,6 @@ DELTA = 1e-3
 SEARCH_LOW, SEARCH_HIGH = 0.3, 3000.0
 """Range of R_D* and R_N*: a third of an epoch to far more epochs than anyone trained."""
 
-PROFILE_POINTS = 49
 MIN_REPEATED_ROWS = 8
 
 
@@ -108,6 +108,8 @@ register(
         coefficients=("E", "A", "B", "alpha", "beta", "R_D", "R_N"),
         predict=predict_repeated,
         fit=robust_fit(predict_repeated, _decode, _starts),
+        decode=_decode,
+        starts=_starts,
         columns=("num_params", "num_tokens", "unique_tokens"),
     )
 )
@@ -122,8 +124,8 @@ class RepeatedDataFit:
     objective_value: float
     num_rows: int
     num_repeated_rows: int
-    profile: tuple[tuple[float, float, float], ...]
-    """(R_D*, best R_N* for it, objective): the flatness itself."""
+    profile: tuple[tuple[float, float], ...]
+    """(R_D*, objective with R_N* at its best): the flatness itself."""
 
     def describe(self) -> str:
         """Return what may be said of R_D*, in one sentence."""
@@ -145,8 +147,7 @@ def fit_repeated(
 ) -> RepeatedDataFit:
     """Fit R_D* and R_N* with the law of unrepeated data held fixed.
 
-    The interval of each is the set of values whose profile objective is within the chi-square
-    quantile of the least one, scaled for Huber's loss by E[psi^2] / E[psi'].
+    The interval of each is that of its profile (`intervals.profile_coefficients`).
 
     Args:
         points: With `unique_tokens`.
@@ -165,93 +166,47 @@ def fit_repeated(
             f"got {num_repeated}.",
             hint="Train several sizes for 2, 4, 16 and 60 epochs of one small data set.",
         )
-    profiles = [_profile(points, base, axis) for axis in (0, 1)]
-    best = min((row for rows in profiles for row in rows), key=lambda row: row[2])
-    allowed = _allowance(points, base, best, level)
-    coefficients = [
-        _profile_interval(name, axis, profiles[axis], best, allowed, level)
-        for axis, name in enumerate(("R_D", "R_N"))
-    ]
+    problem = _problem(points, base)
+    grid = np.log([0.7, 2.0, 6.0, 20.0, 80.0, 400.0])
+    starts = np.array([[d, n] for d in grid for n in grid])
+    theta, value = minimize_robust(
+        problem.model, problem.target, starts, np.ones((36, len(points))), delta=DELTA
+    )
+    best = theta[value.argmin()]
+    profile = profile_of(problem, best, "R_D")
+    tokens, params = profile_coefficients(problem, best, level=level)
     return RepeatedDataFit(
-        repeat_tokens=coefficients[0],
-        repeat_params=coefficients[1],
-        objective_value=best[2],
+        repeat_tokens=tokens,
+        repeat_params=params,
+        objective_value=min(float(value.min()), min(height for _, height in profile)),
         num_rows=len(points),
         num_repeated_rows=num_repeated,
-        profile=tuple(profiles[0]),
+        profile=profile,
     )
 
 
-def _predict_log(points: Points, base: tuple[float, ...], logs: FloatArray) -> FloatArray:
-    params = np.column_stack([np.tile(base, (len(logs), 1)), np.exp(logs)])
-    return np.asarray(np.log(predict_repeated(params, points.covariates())))
+def _problem(points: Points, base: tuple[float, ...]) -> CurveProblem:
+    """Return the problem in theta = logs of (R_D*, R_N*).
 
+    Trainings of one size on one data set err together: the curve of one is above or below the law
+    over all its epochs.
+    """
+    columns = points.covariates()
 
-def _profile(
-    points: Points, base: tuple[float, ...], axis: int
-) -> list[tuple[float, float, float]]:
-    """Return (R_D*, R_N*, objective) on a grid of one of them, the other at its best."""
-    fixed = np.linspace(np.log(SEARCH_LOW), np.log(SEARCH_HIGH), PROFILE_POINTS)
-    starts = np.log([0.7, 2.0, 6.0, 20.0, 80.0, 400.0])
-    target = np.log(points.loss)
+    def natural(theta: FloatArray) -> FloatArray:
+        return np.exp(np.clip(theta, np.log(SEARCH_LOW), np.log(SEARCH_HIGH)))
 
     def model(theta: FloatArray) -> FloatArray:
-        held = theta[:, 0]
-        free = np.clip(theta[:, 1], np.log(SEARCH_LOW), np.log(SEARCH_HIGH))
-        pair = [held, free] if axis == 0 else [free, held]
-        return _predict_log(points, base, np.column_stack(pair))
+        params = np.column_stack([np.tile(base, (len(theta), 1)), natural(theta)])
+        return np.asarray(np.log(predict_repeated(params, columns)))
 
-    theta = np.column_stack([np.repeat(fixed, starts.size), np.tile(starts, fixed.size)])
-    weights = np.ones((len(theta), len(points)))
-    theta, value = minimize_robust(model, target, theta, weights, delta=DELTA, num_fixed=1)
-    rows = value.reshape(fixed.size, -1).argmin(axis=1) + np.arange(fixed.size) * starts.size
-    free = np.exp(np.clip(theta[rows, 1], np.log(SEARCH_LOW), np.log(SEARCH_HIGH)))
-    held = np.exp(fixed)
-    first, second = (held, free) if axis == 0 else (free, held)
-    return [
-        (float(d), float(n), float(v)) for d, n, v in zip(first, second, value[rows], strict=True)
-    ]
-
-
-def _allowance(
-    points: Points, base: tuple[float, ...], best: tuple[float, float, float], level: float
-) -> float:
-    """Return how far the profile objective may rise: chi-square times E[psi^2]/(2 E[psi']).
-
-    Trainings of one size on one data set err together (the curve of one is above or below the
-    law over all its epochs), so the sum of psi is taken over such a group before it is squared.
-    """
-    logs = np.log([[best[0], best[1]]])
-    residual = _predict_log(points, base, logs)[0] - np.log(points.loss)
-    psi = np.clip(residual, -DELTA, DELTA)
-    width = max(0.5 * float(np.median(np.abs(residual))), DELTA)
-    slope = DELTA * float((np.abs(residual) <= width).mean()) / width
-    unique = points.unique_tokens if points.unique_tokens is not None else points.num_tokens
-    pairs = np.round(np.log(np.stack([points.num_params, unique], axis=1)), 2)
-    group = np.unique(pairs, axis=0, return_inverse=True)[1].ravel()
-    together = (np.bincount(group, weights=psi) ** 2).sum() / points.loss.size
-    variance = max(float(together), float((psi**2).mean()))
-    return float(0.5 * chi2.ppf(level, 1) * variance / slope)
-
-
-def _profile_interval(
-    name: str,
-    axis: int,
-    profile: list[tuple[float, float, float]],
-    best: tuple[float, float, float],
-    allowed: float,
-    level: float,
-) -> Coefficient:
-    grid = [row[axis] for row in profile]
-    inside = [i for i, row in enumerate(profile) if row[2] <= best[2] + allowed]
-    # The next grid point outwards is known to lie outside: the end is at most that far.
-    first = max(min(inside, default=0) - 1, 0)
-    last = min(max(inside, default=len(grid) - 1) + 1, len(grid) - 1)
-    low, high = grid[first], grid[last]
-    return Coefficient(
-        name=name,
-        value=best[axis],
-        lower=None if low <= grid[0] else low,
-        upper=None if high >= grid[-1] else high,
-        level=level,
+    pairs = np.round(np.log(np.stack([points.num_params, columns["unique_tokens"]], axis=1)), 2)
+    return CurveProblem(
+        names=("R_D", "R_N"),
+        model=model,
+        target=np.log(points.loss),
+        natural=natural,
+        delta=DELTA,
+        ranges=dict.fromkeys(("R_D", "R_N"), (SEARCH_LOW, SEARCH_HIGH)),
+        group=np.unique(pairs, axis=0, return_inverse=True)[1].ravel(),
     )

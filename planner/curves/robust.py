@@ -13,7 +13,7 @@ import numpy as np
 
 from planner.curves.arrays import FloatArray
 
-__all__ = ["best_per_weighting", "minimize_robust"]
+__all__ = ["Model", "best_per_weighting", "jacobian", "minimize_robust"]
 
 Model = Callable[[FloatArray], FloatArray]
 """theta (b, p) -> prediction (b, n), in the space of the residual."""
@@ -34,7 +34,7 @@ def minimize_robust(
     theta: FloatArray,
     weights: FloatArray,
     *,
-    delta: float,
+    delta: float | FloatArray,
     num_fixed: int = 0,
     slopes: Model | None = None,
 ) -> tuple[FloatArray, FloatArray]:
@@ -45,7 +45,7 @@ def minimize_robust(
         target: What is predicted, shape (n,).
         theta: Starts, shape (b, p).
         weights: Shape (b, n).
-        delta: Huber's; `inf` is least squares.
+        delta: Huber's, one or shape (n,); `inf` is least squares.
         num_fixed: So many leading coordinates of theta stay as they are, for profiles.
         slopes: theta (b, p) -> d model / d theta, shape (b, n, p); absent means central
             differences.
@@ -53,8 +53,8 @@ def minimize_robust(
     Returns:
         theta, shape (b, p), and the objective, shape (b,), infinite where the model is not finite.
     """
-    slopes_of = slopes or (lambda at: _jacobian(model, at, num_fixed))
-    factors = HOMOTOPY if np.isfinite(delta) else HOMOTOPY[-1:]
+    slopes_of = slopes or (lambda at: jacobian(model, at, num_fixed))
+    factors = HOMOTOPY if np.isfinite(delta).any() else HOMOTOPY[-1:]
     value = np.full(theta.shape[0], np.inf)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for factor in factors:
@@ -71,7 +71,7 @@ def _descend(
     target: FloatArray,
     theta: FloatArray,
     weights: FloatArray,
-    delta: float,
+    delta: float | FloatArray,
     iterations: int,
     slopes_of: Model,
 ) -> tuple[FloatArray, FloatArray]:
@@ -105,15 +105,14 @@ def _descend(
     return result, values
 
 
-def _objective(residual: FloatArray, weights: FloatArray, delta: float) -> FloatArray:
+def _objective(residual: FloatArray, weights: FloatArray, delta: float | FloatArray) -> FloatArray:
     size = np.abs(residual)
     clipped = np.minimum(size, delta)
-    loss = 0.5 * size**2 if not np.isfinite(delta) else clipped * (size - 0.5 * clipped)
-    value = np.einsum("bi,bi->b", weights, loss)
+    value = np.einsum("bi,bi->b", weights, clipped * (size - 0.5 * clipped))
     return np.where(np.isfinite(value), value, np.inf)
 
 
-def _jacobian(model: Model, theta: FloatArray, num_fixed: int) -> FloatArray:
+def jacobian(model: Model, theta: FloatArray, num_fixed: int = 0) -> FloatArray:
     """Return d model / d theta by central differences, shape (b, n, p)."""
     num, size = theta.shape
     offsets = DIFFERENCE * np.eye(size)

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.curves.arrays import FloatArray
-from planner.curves.robust import minimize_robust
+from planner.curves.intervals import DEFAULT_DRAWS, fit_curve
+from planner.curves.law import Coefficient
+from planner.curves.problem import CurveProblem
 from planner.errors import ConfigError, FitError
 
 __all__ = ["LossTrace", "ScheduleLaw", "fit_schedule_law"]
@@ -23,7 +25,13 @@ SEGMENTS = 160
 FIT_POINTS = 60
 """Losses per trace that are fitted: a curve is smooth between them."""
 
+BLOCK = 4
+"""Neighbouring losses of a trace that are resampled together."""
+
 DELTA = 1e-3
+
+LEAST_LOSS = 1e-3
+"""The law is kept above it while the fit searches."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,11 +68,13 @@ class ScheduleLaw:
     noise: float
     """Standard deviation of log loss around the fit."""
     num_points: int
+    coefficients: tuple[Coefficient, ...]
+    """L0, A, alpha, B, C, beta and gamma, with intervals."""
 
     def predict(self, learning_rate: FloatArray, step: FloatArray) -> FloatArray:
         """Return the loss at some steps of a training with this rate at every step."""
         pieces = _cut(np.asarray(learning_rate, dtype=np.float64), self.peak_rate)
-        losses = _curve(self.theta[None], pieces, np.asarray(step, dtype=np.float64))
+        losses, _ = _curve(self.theta[None], pieces, np.asarray(step, dtype=np.float64))
         return np.asarray(losses[0])
 
 
@@ -78,8 +88,10 @@ def _cut(rate: FloatArray, peak: float) -> _Segments:
     )
 
 
-def _curve(theta: FloatArray, s: _Segments, step: FloatArray) -> FloatArray:
-    """Return loss, shape (b, n).
+def _curve(
+    theta: FloatArray, s: _Segments, step: FloatArray, *, with_slopes: bool = False
+) -> tuple[FloatArray, FloatArray | None]:
+    """Return loss, shape (b, n), and its slopes along theta, shape (b, n, 7), if wanted.
 
     Source: Luo et al. 2025 (arXiv:2503.12811), equations 3 and 4. Warm-up is part of the sum, and
     its raising of the rate counts as no lowering.
@@ -92,15 +104,43 @@ def _curve(theta: FloatArray, s: _Segments, step: FloatArray) -> FloatArray:
     )
     since = np.where(step[:, None] >= s.step[None, :] - 0.5, since, 0.0)
     used = lowered > 0
-    gain = np.zeros((theta.shape[0], step.size))
-    for row in range(theta.shape[0]):
-        reach = c[row] * s.rate[used] ** -gamma[row] * since[:, used]
-        gain[row] = (lowered[used] * -np.expm1(-beta[row] * np.log1p(reach))).sum(axis=1)
-    return np.asarray(floor + a * summed[None, :] ** -alpha - b * gain)
+    since, drop, log_rate = since[:, used], lowered[used], np.log(s.rate[used])
+    gain = np.zeros((len(theta), step.size))
+    gain_slopes = np.zeros((len(theta), step.size, 3))
+    for row in range(len(theta)):
+        reach = c[row] * np.exp(-gamma[row] * log_rate) * since
+        log_reach = np.log1p(reach)
+        left = np.exp(-beta[row] * log_reach)
+        gain[row] = (1.0 - left) @ drop
+        if with_slopes:
+            growth = beta[row] * left * reach / (1.0 + reach)
+            gain_slopes[row, :, 0] = growth @ drop
+            gain_slopes[row, :, 1] = beta[row] * ((left * log_reach) @ drop)
+            gain_slopes[row, :, 2] = -gamma[row] * (growth @ (drop * log_rate))
+    power = a * summed[None, :] ** -alpha
+    loss = np.asarray(floor + power - b * gain)
+    if not with_slopes:
+        return loss, None
+    first = [np.broadcast_to(floor, loss.shape), power, -alpha * np.log(summed) * power, -b * gain]
+    return loss, np.concatenate([np.stack(first, axis=2), -b[:, :, None] * gain_slopes], axis=2)
 
 
-def fit_schedule_law(traces: Sequence[LossTrace]) -> ScheduleLaw:
+def fit_schedule_law(
+    traces: Sequence[LossTrace],
+    *,
+    num_bootstraps: int = DEFAULT_DRAWS,
+    level: float = 0.9,
+    seed: int = 0,
+) -> ScheduleLaw:
     """Fit the multi-power law to the traces of one model, at least two schedules.
+
+    Losses of neighbouring steps err together and are resampled together, a few at a time.
+
+    Args:
+        traces: Trainings of one model.
+        num_bootstraps: Resamplings behind the intervals of the coefficients; 0 makes none.
+        level: Of the intervals.
+        seed: Of the resampling.
 
     Raises:
         ConfigError: A rate or a loss is not positive and finite, or a step lies outside.
@@ -126,25 +166,50 @@ def fit_schedule_law(traces: Sequence[LossTrace]) -> ScheduleLaw:
         )
     thinned = [_thin(trace) for trace in traces]
     target = np.log(np.concatenate([loss for _, loss in thinned]))
-
-    def model(theta: FloatArray) -> FloatArray:
-        parts = [_curve(theta, p, step) for p, (step, _) in zip(pieces, thinned, strict=True)]
-        return np.log(np.maximum(np.concatenate(parts, axis=1), 1e-3))
-
     least = float(np.exp(target.min()))
     starts = np.log(
         [[0.95 * least, 0.2 * least, 0.5, 0.1 * least, c, 0.6, 0.6] for c in (1.0, 10.0)]
     )
-    theta, value = minimize_robust(
-        model, target, starts, np.ones((len(starts), target.size)), delta=DELTA
+    fitted = fit_curve(
+        _problem(pieces, [step for step, _ in thinned], target),
+        starts,
+        num_bootstraps=num_bootstraps,
+        level=level,
+        seed=seed,
     )
-    best = int(value.argmin())
-    residual = model(theta[[best]])[0] - target
     return ScheduleLaw(
-        theta=theta[best],
+        theta=fitted.theta,
         peak_rate=peak,
-        noise=float(np.median(np.abs(residual)) / 0.6745),
+        noise=float(np.median(np.abs(fitted.residual)) / 0.6745),
         num_points=int(target.size),
+        coefficients=fitted.coefficients,
+    )
+
+
+def _problem(
+    pieces: Sequence[_Segments], steps: Sequence[FloatArray], target: FloatArray
+) -> CurveProblem:
+    def model(theta: FloatArray) -> FloatArray:
+        parts = [_curve(theta, p, step)[0] for p, step in zip(pieces, steps, strict=True)]
+        return np.asarray(np.log(np.maximum(np.concatenate(parts, axis=1), LEAST_LOSS)))
+
+    def slopes(theta: FloatArray) -> FloatArray:
+        parts = []
+        for piece, step in zip(pieces, steps, strict=True):
+            loss, along = _curve(theta, piece, step, with_slopes=True)
+            parts.append(along / np.maximum(loss, LEAST_LOSS)[:, :, None])
+        return np.asarray(np.nan_to_num(np.concatenate(parts, axis=1)))
+
+    blocks = [np.arange(step.size) // BLOCK + 1000 * i for i, step in enumerate(steps)]
+    return CurveProblem(
+        names=("L0", "A", "alpha", "B", "C", "beta", "gamma"),
+        model=model,
+        target=target,
+        natural=lambda theta: np.asarray(np.exp(theta)),
+        delta=DELTA,
+        ranges={"L0": (1e-3 * float(np.exp(target.min())), np.inf)},
+        group=np.concatenate(blocks),
+        slopes=slopes,
     )
 
 

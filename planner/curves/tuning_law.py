@@ -14,6 +14,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.curves.arrays import FloatArray, IntArray
+from planner.curves.intervals import (
+    bootstrap_coefficients,
+    expanded_tail,
+    resampling_counts,
+)
+from planner.curves.law import Coefficient
 from planner.errors import ConfigError, FitError
 
 __all__ = ["TunedSetting", "TuningGrid", "TuningLaw", "fit_tuning_law"]
@@ -31,6 +37,13 @@ HUBER = 1e-3
 """In log loss: the noise of one training, 0.05 to 0.2 percent."""
 
 ITERATIONS = 30
+DRAW_ITERATIONS = 6
+"""Of a resampling, which starts at the fit itself."""
+
+NUM_DRAWS = 200
+
+NAMES = ("rate", "rate_N", "rate_D", "batch", "batch_N", "batch_D")
+"""Rate and batch at the centre of the sweeps, and their exponents."""
 
 RATE_EXPONENTS = {"num_params": (-0.5, 0.2), "num_tokens": (0.2, 0.1)}
 BATCH_EXPONENTS = {"num_params": (0.0, 0.1), "num_tokens": (0.47, 0.15)}
@@ -57,7 +70,7 @@ class TunedSetting:
     learning_rate: FloatArray
     tokens_per_step: FloatArray
     learning_rate_factor: float
-    """One standard deviation of log rate, as a factor."""
+    """One standard deviation of log rate, as a factor; the largest over the points."""
     tokens_per_step_factor: float
 
 
@@ -74,8 +87,10 @@ class TuningLaw:
     num_grids: int
     dropped: dict[str, int]
     noise: float
-    deviation: tuple[float, float]
-    """Of log rate* and log batch* at the centre."""
+    intervals: tuple[Coefficient, ...]
+    """Rate and batch at the centre and their exponents, as `NAMES`."""
+    draws: FloatArray
+    """Bootstrap draws of `coefficients`, shape (s, 2, 3)."""
 
     def predict(self, num_params: ArrayLike, num_tokens: ArrayLike) -> TunedSetting:
         """Return the best rate and tokens per step; inputs broadcast."""
@@ -84,11 +99,13 @@ class TuningLaw:
         )
         z = np.stack([np.ones_like(n), np.log(n) - self.center[0], np.log(d) - self.center[1]])
         rate, batch = np.exp(np.tensordot(self.coefficients, z, axes=1))
+        spread = np.tensordot(self.draws, z, axes=1).std(axis=0)
+        factors = np.exp(spread.reshape(2, -1).max(axis=1))
         return TunedSetting(
             learning_rate=rate,
             tokens_per_step=batch,
-            learning_rate_factor=float(np.exp(self.deviation[0])),
-            tokens_per_step_factor=float(np.exp(self.deviation[1])),
+            learning_rate_factor=float(factors[0]),
+            tokens_per_step_factor=float(factors[1]),
         )
 
     def excess_loss(self, rate_factor: float, batch_factor: float) -> float:
@@ -97,7 +114,9 @@ class TuningLaw:
         return float(np.expm1(off @ self.curvature @ off))
 
 
-def fit_tuning_law(grid: TuningGrid) -> TuningLaw:
+def fit_tuning_law(
+    grid: TuningGrid, *, num_bootstraps: int = NUM_DRAWS, level: float = 0.9, seed: int = 0
+) -> TuningLaw:
     """Fit the bowl and the power laws of its bottom.
 
     log L = base of the grid + (p - p*)^T Q (p - p*), p = (log rate, log batch), p* linear in
@@ -122,8 +141,10 @@ def fit_tuning_law(grid: TuningGrid) -> TuningLaw:
     rate, batch = np.log(grid.learning_rate[rows]), np.log(grid.tokens_per_step[rows])
     middle = np.array([rate.mean(), batch.mean()])
     p = np.stack([rate - middle[0], batch - middle[1]])
-    coefficients, curvature, covariance, noise = _regress(
-        p, z, group, np.log(grid.loss[rows]), 1.0 / (1.0 + (excess / BOWL_EXCESS) ** 2)
+    bowl = _Bowl(p, z, group, np.log(grid.loss[rows]), 1.0 / (1.0 + (excess / BOWL_EXCESS) ** 2))
+    coefficients, curvature, noise = bowl.fit(np.ones(rows.size), np.diag([0.01, 0.01]), ITERATIONS)
+    draws = bowl.draws(curvature, num_bootstraps, seed) + np.array(
+        [[middle[0], 0, 0], [middle[1], 0, 0]]
     )
     coefficients[:, 0] += middle
     return TuningLaw(
@@ -134,7 +155,8 @@ def fit_tuning_law(grid: TuningGrid) -> TuningLaw:
         num_grids=num_grids,
         dropped=dropped,
         noise=noise,
-        deviation=(float(np.sqrt(covariance[0, 0])), float(np.sqrt(covariance[1, 1]))),
+        intervals=_intervals(coefficients, draws, num_bootstraps, rows.size, level),
+        draws=draws,
     )
 
 
@@ -170,51 +192,93 @@ def _near_best(grid: TuningGrid) -> tuple[IntArray, IntArray, FloatArray, dict[s
     return rows, renumbered, excess[rows], {why: num for why, num in dropped.items() if num}
 
 
-def _regress(
-    p: FloatArray, z: FloatArray, group: IntArray, log_loss: FloatArray, nearness: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray, float]:
-    """Return p* coefficients (2, 3), Q (2, 2), covariance of p* at the centre, and the noise.
+def _intervals(
+    coefficients: FloatArray, draws: FloatArray, num_wanted: int, num_rows: int, level: float
+) -> tuple[Coefficient, ...]:
+    """Return the named coefficients; all are open where resamplings often are no bowl."""
+    tail = expanded_tail(level, num_rows, coefficients.size)
+    values = np.array([coefficients, *draws]).reshape(-1, coefficients.size)
+    values[:, [0, 3]] = np.exp(values[:, [0, 3]])
+    if len(draws) < (1 - tail) * num_wanted or not len(draws):
+        return tuple(
+            Coefficient(name=name, value=float(value), lower=None, upper=None, level=level)
+            for name, value in zip(NAMES, values[0], strict=True)
+        )
+    return bootstrap_coefficients(NAMES, values[0], values[1:], level=level, tail=tail, ranges={})
 
-    Alternates robust least squares with the prior on exponents, which speaks of p* and is
-    therefore restated in terms of the linear features at the current Q.
-    """
-    num_grids = int(group.max()) + 1
-    base = np.eye(num_grids)[group]
-    bowl = np.stack([p[0] ** 2, 2 * p[0] * p[1], p[1] ** 2], axis=1)
-    moves = np.concatenate([p[0] * z, p[1] * z]).T
-    features = np.concatenate([base, bowl, moves], axis=1)
-    weights = nearness
-    curvature = np.diag([0.01, 0.01])
-    prior_mean, prior_precision = _prior()
-    noise = HUBER
-    for _ in range(ITERATIONS):
-        # c = -2 Q p* for each column of z: the prior on p* becomes one on the last six features.
-        link = -2 * np.kron(curvature, np.eye(3))
-        inverse = np.linalg.inv(link)
-        pull = np.zeros((features.shape[1], features.shape[1]))
-        pull[-6:, -6:] = inverse.T @ np.diag(prior_precision) @ inverse
-        shift = np.zeros(features.shape[1])
-        shift[-6:] = link @ prior_mean
-        gram = (features.T * weights) @ features / noise**2 + pull
-        gram += 1e-10 * np.trace(gram) / len(gram) * np.eye(len(gram))
-        right = (features.T * weights) @ log_loss / noise**2 + pull @ shift
-        solution = np.linalg.solve(gram, right)
-        residual = log_loss - features @ solution
-        noise = max(float(np.median(np.abs(residual))) / 0.6745, 0.5 * HUBER)
-        weights = nearness * np.minimum(1.0, 1.5 * noise / np.maximum(np.abs(residual), 1e-12))
-        q11, q12, q22 = solution[num_grids : num_grids + 3]
-        found = np.array([[q11, q12], [q12, q22]])
-        if not (np.linalg.eigvalsh(found) > 0).all():
-            raise FitError(
-                "loss is not a bowl in rate and batch: the best setting lies outside the sweep "
-                f"(curvatures {q11:.2g} in rate, {q22:.2g} in batch).",
-                hint="Sweep smaller and larger rates and batches.",
-            )
-        curvature = found
-    inverse = np.linalg.inv(-2 * np.kron(curvature, np.eye(3)))
-    coefficients = (inverse @ solution[-6:]).reshape(2, 3)
-    covariance = inverse @ np.linalg.inv(gram)[-6:, -6:] @ inverse.T
-    return coefficients, curvature, covariance[np.ix_([0, 3], [0, 3])], noise
+
+@dataclass(frozen=True, slots=True)
+class _Bowl:
+    """The regression: p (2, n) log rate and batch, z (3, n) log sizes, the grid of each row."""
+
+    p: FloatArray
+    z: FloatArray
+    group: IntArray
+    log_loss: FloatArray
+    nearness: FloatArray
+
+    def draws(self, curvature: FloatArray, num: int, seed: int) -> FloatArray:
+        """Return coefficients of resampled rows, shape (at most num, 2, 3): of those with a bowl."""
+        found = []
+        for counts in resampling_counts(self.log_loss.size, num, seed):
+            try:
+                found.append(self.fit(counts, curvature, DRAW_ITERATIONS)[0])
+            except FitError:
+                continue  # counted by its absence: `_intervals` compares with what was wanted
+        return np.array(found).reshape(-1, 2, 3)
+
+    def fit(
+        self, counts: FloatArray, curvature: FloatArray, iterations: int
+    ) -> tuple[FloatArray, FloatArray, float]:
+        """Return p* coefficients (2, 3), Q (2, 2) and the noise.
+
+        Alternates robust least squares with the prior on exponents, which speaks of p* and is
+        therefore restated in terms of the linear features at the current Q.
+        """
+        num_grids = int(self.group.max()) + 1
+        features = self._features()
+        nearness = self.nearness * counts
+        weights = nearness
+        prior_mean, prior_precision = _prior()
+        noise = HUBER
+        solution: FloatArray = np.zeros(features.shape[1])
+        for _ in range(iterations):
+            # c = -2 Q p* for each column of z: the prior on p* becomes one on the last six features.
+            link = -2 * np.kron(curvature, np.eye(3))
+            inverse = np.linalg.inv(link)
+            pull = np.zeros((features.shape[1], features.shape[1]))
+            pull[-6:, -6:] = inverse.T @ np.diag(prior_precision) @ inverse
+            shift = np.zeros(features.shape[1])
+            shift[-6:] = link @ prior_mean
+            gram = (features.T * weights) @ features / noise**2 + pull
+            gram += 1e-10 * np.trace(gram) / len(gram) * np.eye(len(gram))
+            right = (features.T * weights) @ self.log_loss / noise**2 + pull @ shift
+            solution = np.asarray(np.linalg.solve(gram, right), dtype=np.float64)
+            residual = self.log_loss - features @ solution
+            noise = max(float(np.median(np.abs(residual))) / 0.6745, 0.5 * HUBER)
+            weights = nearness * np.minimum(1.0, 1.5 * noise / np.maximum(np.abs(residual), 1e-12))
+            curvature = _curvature(*solution[num_grids : num_grids + 3])
+        inverse = np.linalg.inv(-2 * np.kron(curvature, np.eye(3)))
+        return (inverse @ solution[-6:]).reshape(2, 3), curvature, noise
+
+    def _features(self) -> FloatArray:
+        p = self.p
+        base = np.eye(int(self.group.max()) + 1)[self.group]
+        bowl = np.stack([p[0] ** 2, 2 * p[0] * p[1], p[1] ** 2], axis=1)
+        moves = np.concatenate([p[0] * self.z, p[1] * self.z]).T
+        return np.concatenate([base, bowl, moves], axis=1)
+
+
+def _curvature(q11: float, q12: float, q22: float) -> FloatArray:
+    """Return Q, or refuse one that is not positive definite."""
+    found = np.array([[q11, q12], [q12, q22]])
+    if not (np.linalg.eigvalsh(found) > 0).all():
+        raise FitError(
+            "loss is not a bowl in rate and batch: the best setting lies outside the sweep "
+            f"(curvatures {q11:.2g} in rate, {q22:.2g} in batch).",
+            hint="Sweep smaller and larger rates and batches.",
+        )
+    return found
 
 
 def _prior() -> tuple[FloatArray, FloatArray]:

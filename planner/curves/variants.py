@@ -48,6 +48,10 @@ def pinned_form(irreducible_loss: float) -> CurveForm:
         )
         return fitted.params, fitted.objective
 
+    def decode(theta: FloatArray, points: Points) -> FloatArray:
+        pinned = np.full(len(theta), np.log(irreducible_loss))
+        return decode_surface(np.column_stack([pinned, theta]), points)
+
     return CurveForm(
         name="pinned",
         equation=f"L = {irreducible_loss:g} + A/N^alpha + B/D^beta",
@@ -55,6 +59,8 @@ def pinned_form(irreducible_loss: float) -> CurveForm:
         coefficients=("E", "A", "B", "alpha", "beta"),
         predict=predict_surface,
         fit=fit,
+        decode=decode,
+        starts=lambda points: surface_starts(points)[:, [1, 2, 3, 4]],
     )
 
 
@@ -87,6 +93,8 @@ register(
         coefficients=("E", "A", "B", "alpha", "beta", "k"),
         predict=predict_coupled,
         fit=robust_fit(predict_coupled, _decode_kaplan, _kaplan_starts),
+        decode=_decode_kaplan,
+        starts=_kaplan_starts,
     )
 )
 
@@ -111,9 +119,17 @@ def _fit_overtraining(points: Points, objective: Objective, weights: FloatArray 
         weights=weights,
         restriction=tied_exponents(),
     )
-    e, a, b, alpha, _ = fitted.params.T
+    return _renamed(fitted.params), fitted.objective
+
+
+def _renamed(params: FloatArray) -> FloatArray:
+    e, a, b, alpha, _ = params.T
     eta = 0.5 * alpha
-    return np.stack([e, a * 6.0**eta, b * 6.0**eta, eta], axis=1), fitted.objective
+    return np.stack([e, a * 6.0**eta, b * 6.0**eta, eta], axis=1)
+
+
+def _decode_overtraining(theta: FloatArray, points: Points) -> FloatArray:
+    return _renamed(decode_surface(theta[:, [0, 1, 2, 3, 3]], points))
 
 
 register(
@@ -124,6 +140,8 @@ register(
         coefficients=("E", "a", "b", "eta"),
         predict=predict_overtraining,
         fit=_fit_overtraining,
+        decode=_decode_overtraining,
+        starts=lambda points: surface_starts(points)[1:, :4],
         has_surface_optimum=False,
     )
 )
@@ -159,7 +177,9 @@ register(
         coefficients=("E", "K", "gamma"),
         predict=predict_compute,
         fit=robust_fit(predict_compute, _decode_compute, _compute_starts),
-        min_sizes=1,
+        decode=_decode_compute,
+        starts=_compute_starts,
+        min_distinct={"compute_flops": 3},
         has_surface_optimum=False,
     )
 )
@@ -207,7 +227,10 @@ register(
         coefficients=("e", "a", "b", "alpha", "beta", "c", "lam", "d", "delta", "gamma"),
         predict=predict_sparsity,
         fit=robust_fit(predict_sparsity, _decode_sparsity, _sparsity_starts),
+        decode=_decode_sparsity,
+        starts=_sparsity_starts,
         columns=("num_params", "num_tokens", "sparsity_fraction"),
+        min_distinct={"num_params": 3, "num_tokens": 3, "sparsity_fraction": 3},
         has_surface_optimum=False,
     )
 )
@@ -248,7 +271,10 @@ register(
         coefficients=("E", "A", "B", "alpha", "beta", "gamma_weights", "gamma_activations"),
         predict=predict_precision,
         fit=robust_fit(predict_precision, _decode_precision, _precision_starts),
+        decode=_decode_precision,
+        starts=_precision_starts,
         columns=("num_params", "num_tokens", "weight_bits", "activation_bits"),
+        min_distinct={"num_params": 3, "num_tokens": 3, "weight_bits": 2, "activation_bits": 2},
         has_surface_optimum=False,
     )
 )
@@ -292,7 +318,10 @@ register(
         ),
         predict=predict_post_training,
         fit=robust_fit(predict_post_training, _decode_post_training, _post_training_starts),
+        decode=_decode_post_training,
+        starts=_post_training_starts,
         columns=("num_params", "num_tokens", "post_training_bits"),
+        min_distinct={"num_params": 3, "num_tokens": 3, "post_training_bits": 3},
         has_surface_optimum=False,
     )
 )  # fmt: skip

@@ -1,0 +1,242 @@
+"""Profiles of an objective: how far a coefficient may go while all others follow at their best.
+
+The interval where a bootstrap says little: along a flat direction (an asymptote at zero, E against
+A and B, R_D*) its quantiles depend on where the search stopped. An end that the data do not bound
+is `None`, never a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import stdtrit
+
+from planner.curves.arrays import FloatArray
+from planner.curves.law import Coefficient
+from planner.curves.problem import DEVIATION_OF_MEDIAN, CurveProblem
+from planner.curves.robust import jacobian, minimize_robust
+
+__all__ = ["LARGEST", "as_coefficient", "profile_coefficients", "profile_of"]
+
+PROFILE_STEPS = (0.35, 0.7, 1.0, 1.4, 1.8, 2.3, 3.0, 4.0, 6.0, 9.0, 14.0, 22.0, 40.0)
+"""Where a profile is taken, in standard errors on either side, besides the end of the range."""
+
+LARGEST = 1e200
+"""Numbers beyond it mean nothing: an end there is open."""
+
+FARTHEST_LOG = 12.0
+"""A profile follows a positive coefficient over so many e-folds."""
+
+HOLD = 100.0
+"""Weight of the squared distance that holds a coefficient in place while the others move."""
+
+
+def as_coefficient(
+    name: str,
+    value: float,
+    lower: float | None,
+    upper: float | None,
+    level: float,
+    ranges: Mapping[str, tuple[float, float]],
+    method: str,
+) -> Coefficient:
+    """Return a coefficient whose ends outside its range are None."""
+    floor, ceiling = ranges.get(name, (-np.inf, np.inf))
+    floor, ceiling = max(floor, -0.1 * LARGEST), min(ceiling, 0.1 * LARGEST)
+    is_open_below = lower is None or (lower < floor and value > 0)
+    is_open_above = upper is None or upper > ceiling
+    return Coefficient(
+        name=name,
+        value=float(value),
+        lower=None if is_open_below or lower is None else float(lower),
+        upper=None if is_open_above or upper is None else float(upper),
+        level=level,
+        method=method,
+    )
+
+
+def profile_coefficients(
+    problem: CurveProblem,
+    theta: FloatArray,
+    *,
+    level: float = 0.9,
+) -> tuple[Coefficient, ...]:
+    """Return the coefficients whose objective, all others at their best, is within the allowance.
+
+    The interval ends where the profile crosses the allowance, between the points at which it was
+    taken; an end at which it never does, up to the coefficient's range, is None.
+
+    Args:
+        problem: With its delta.
+        theta: The optimum, shape (p,).
+        level: Of the intervals.
+    """
+    values = problem.natural(theta[None])[0]
+    found = []
+    for place, (name, value) in enumerate(zip(problem.names, values, strict=True)):
+        profile = _Profile.of(problem, theta, place)
+        low, high = (value, value) if profile is None else profile.ends(level)
+        found.append(as_coefficient(name, value, low, high, level, {}, "profile"))
+    return tuple(found)
+
+
+def profile_of(
+    problem: CurveProblem, theta: FloatArray, name: str
+) -> tuple[tuple[float, float], ...]:
+    """Return (value, objective with all others at their best) along one coefficient, ascending."""
+    profile = _Profile.of(problem, theta, problem.names.index(name))
+    return () if profile is None else profile.heights()
+
+
+@dataclass(frozen=True, slots=True)
+class _Profile:
+    """The objective along one coefficient, the others at their best."""
+
+    problem: CurveProblem
+    theta: FloatArray
+    place: int
+    is_log: bool
+    towards: FloatArray
+    """Change of theta per unit of the coordinate along the floor of the valley, shape (p,)."""
+    error: float
+    """Standard error of the coordinate."""
+
+    @classmethod
+    def of(cls, problem: CurveProblem, theta: FloatArray, place: int) -> _Profile | None:
+        """Return the profile, or None where the coefficient is a constant of the form."""
+        value = problem.natural(theta[None])[0, place]
+        bare = cls(problem, theta, place, bool(value > 0), np.zeros_like(theta), 0.0)
+        gradient = jacobian(lambda at: bare.coordinate(at)[:, None], theta[None])[0, 0]
+        if not np.abs(gradient).max() > 1e-9:
+            return None
+        slopes = problem.slopes or (lambda at: jacobian(problem.model, at))
+        matrix = slopes(theta[None])[0]
+        residual = problem.model(theta[None])[0] - problem.target
+        metric = matrix.T @ matrix
+        metric += 1e-9 * np.trace(metric) / len(metric) * np.eye(len(metric))
+        direction = np.linalg.solve(metric, gradient)
+        variance = float(gradient @ direction)
+        deviation = float(np.median(np.abs(residual))) * DEVIATION_OF_MEDIAN + 1e-9
+        error = max(deviation * np.sqrt(variance), 1e-6)
+        return cls(problem, theta, place, bool(value > 0), direction / variance, error)
+
+    def coordinate(self, theta: FloatArray) -> FloatArray:
+        """Return the coefficient, in logs where it is positive, shape (b,)."""
+        value = self.problem.natural(theta)[:, self.place]
+        return np.asarray(np.log(np.maximum(value, 1e-300)) if self.is_log else value)
+
+    def ends(self, level: float) -> tuple[float | None, float | None]:
+        """Return where the profile crosses the allowance on either side."""
+        origin = float(self.coordinate(self.theta[None])[0])
+        limits = self._limits(origin)
+        below, above = (self._points(origin, limit) for limit in limits)
+        objective = self._objective(origin, np.concatenate([below, above]))
+        least = min(float(objective.min()), self._least())
+        allowed = least + _allowance(self.problem, self.theta, level)
+        first, second = objective[: below.size], objective[below.size :]
+        start = self._least()
+        ends = []
+        for points, heights in ((below, first), (above, second)):
+            crossing = _crossing(
+                np.concatenate([[origin], points]), np.concatenate([[start], heights]), allowed
+            )
+            ends.append(None if crossing is None else self._value(crossing))
+        return ends[0], ends[1]
+
+    def heights(self) -> tuple[tuple[float, float], ...]:
+        """Return (value, objective) from one end of the range to the other."""
+        origin = float(self.coordinate(self.theta[None])[0])
+        below, above = (self._points(origin, limit) for limit in self._limits(origin))
+        places = np.sort(np.concatenate([below, above]))
+        found = self._objective(origin, places)
+        return tuple((self._value(float(x)), float(y)) for x, y in zip(places, found, strict=True))
+
+    def _value(self, coordinate: float) -> float:
+        return float(np.exp(coordinate)) if self.is_log else coordinate
+
+    def _limits(self, origin: float) -> tuple[float, float]:
+        name = self.problem.names[self.place]
+        low, high = self.problem.ranges.get(name, (-np.inf, np.inf))
+        if self.is_log:
+            low, high = np.log(max(low, 1e-300)), np.log(high) if high < np.inf else np.inf
+            low, high = max(low, origin - FARTHEST_LOG), min(high, origin + FARTHEST_LOG)
+        return min(low, origin - 1e-6), max(high, origin + 1e-6)
+
+    def _points(self, origin: float, limit: float) -> FloatArray:
+        """Return coordinates from the optimum outwards, the limit last if it is finite."""
+        side = 1.0 if limit > origin else -1.0
+        points = origin + side * self.error * np.array(PROFILE_STEPS)
+        points = points[side * points < side * limit]
+        if not np.isfinite(limit):
+            return points
+        return np.concatenate(
+            [points, np.linspace(points[-1] if points.size else origin, limit, 6)[1:]]
+        )
+
+    def _least(self) -> float:
+        size = np.abs(self.problem.model(self.theta[None])[0] - self.problem.target)
+        clipped = np.minimum(size, self._delta)
+        return float((clipped * (size - 0.5 * clipped)).sum())
+
+    def _objective(self, origin: float, held: FloatArray) -> FloatArray:
+        """Return the least objective with the coefficient held at each coordinate, shape (k,)."""
+        problem = self.problem
+        away = (held - origin)[:, None] * self.towards
+        starts = np.concatenate([self.theta + away, np.tile(self.theta, (held.size, 1))])
+        theta = np.column_stack([np.tile(held, 2), starts])
+
+        def model(theta: FloatArray) -> FloatArray:
+            miss = HOLD * (self.coordinate(theta[:, 1:]) - theta[:, 0])
+            return np.concatenate([problem.model(theta[:, 1:]), miss[:, None]], axis=1)
+
+        delta = np.full(problem.target.size + 1, self._delta)
+        delta[-1] = np.inf
+        _, value = minimize_robust(
+            model,
+            np.append(problem.target, 0.0),
+            theta,
+            np.ones((len(theta), delta.size)),
+            delta=delta,
+            num_fixed=1,
+        )
+        return np.asarray(value.reshape(2, -1).min(axis=0))
+
+    @property
+    def _delta(self) -> float:
+        return np.inf if self.problem.delta is None else self.problem.delta
+
+
+def _crossing(places: FloatArray, heights: FloatArray, allowed: float) -> float | None:
+    """Return where heights, outwards from the optimum, last rise above what is allowed."""
+    inside = np.flatnonzero(heights <= allowed)
+    last = int(inside[-1]) if inside.size else 0
+    if last == len(places) - 1:
+        return None
+    rise = heights[last + 1] - heights[last]
+    share = (allowed - heights[last]) / rise if np.isfinite(rise) and rise > 0 else 1.0
+    return float(places[last] + np.clip(share, 0.0, 1.0) * (places[last + 1] - places[last]))
+
+
+def _allowance(problem: CurveProblem, theta: FloatArray, level: float) -> float:
+    """Return how far a profile may rise: t^2 E[psi^2] n / (2 E[psi'] (n - p)) for Huber's loss.
+
+    The sum of psi is taken over rows that err together before it is squared.
+    """
+    delta = np.inf if problem.delta is None else problem.delta
+    residual = problem.model(theta[None])[0] - problem.target
+    size, psi = np.abs(residual), np.clip(residual, -delta, delta)
+    slope = 1.0
+    if np.isfinite(delta):
+        width = max(0.5 * float(np.median(size)), delta)
+        slope = delta * float((size <= width).mean()) / width
+    variance = float((psi**2).mean())
+    if problem.group is not None:
+        number = np.unique(problem.group, return_inverse=True)[1].ravel()
+        together = float((np.bincount(number, weights=psi) ** 2).sum() / size.size)
+        variance = max(variance, together)
+    num = problem.num_independent
+    freedom = max(num - theta.size, 1)
+    quantile = float(stdtrit(freedom, 0.5 + 0.5 * level))
+    return 0.5 * quantile**2 * variance / max(slope, 1e-6) * num / freedom
