@@ -302,19 +302,9 @@ def fit_learning_curve(
         ConfigError: Shapes differ, or a value is not positive and finite.
         FitError: Fewer distinct x than coefficients plus two.
     """
-    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if xs.ndim != 1 or xs.shape != ys.shape:
-        raise ConfigError(
-            f"x and y must be lists of one length: got shapes {xs.shape}, {ys.shape}."
-        )
-    if not (np.isfinite(xs) & (xs > 0) & np.isfinite(ys) & (ys > 0)).all():
-        raise ConfigError(
-            "x and y must be positive and finite.", hint="Drop diverged points first."
-        )
+    log_x, log_y = _ordered_logs(x, y)
     if form != "best" and form not in _FORMS:
         raise NotFoundError(f"no learning curve {form!r}. {did_you_mean(form, [*_FORMS, 'best'])}")
-    order = np.argsort(xs, kind="stable")
-    log_x, log_y = np.log(xs[order]), np.log(ys[order])
     origin = float(log_x[0])
     t = (log_x - origin) / np.log(10.0)
     num = np.unique(t).size
@@ -339,6 +329,21 @@ def fit_learning_curve(
         coefficients=fitted.coefficients,
         errors=errors,
     )
+
+
+def _ordered_logs(x: ArrayLike, y: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Return log x, ascending, and log y."""
+    xs, ys = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if xs.ndim != 1 or xs.shape != ys.shape:
+        raise ConfigError(
+            f"x and y must be lists of one length: got shapes {xs.shape}, {ys.shape}."
+        )
+    if not (np.isfinite(xs) & (xs > 0) & np.isfinite(ys) & (ys > 0)).all():
+        raise ConfigError(
+            "x and y must be positive and finite.", hint="Drop diverged points first."
+        )
+    order = np.argsort(xs, kind="stable")
+    return np.log(xs[order]), np.log(ys[order])
 
 
 def _held_back_errors(t: FloatArray, log_y: FloatArray) -> dict[str, float]:
