@@ -22,7 +22,7 @@ from planner.budget import Budget, Spend
 from planner.costs import estimate, parse_cluster, resolve_cluster
 from planner.curves import fit
 from planner.errors import ConfigError
-from planner.recommendation import Recommendation, default_budget, recommend, run_law
+from planner.recommendation import Recommendation, recommend, run_law
 from planner.results import Results, read_results
 from planner.run_folder import RunFolder
 from planner.search_space import grid_points
@@ -130,7 +130,7 @@ def reality(run: str, runs: Path | None, amount: str | None) -> None:
 
     results = read_results(RunFolder.open(run, runs))
     study = results.study
-    budget = Budget.parse(amount) if amount else default_budget(study)
+    budget = Budget.parse(amount) if amount else study.target_budget
     answer = recommend(run_law(results.folder, results), budget, study, results=results)
     print(answer)
     measured = train_local(answer.config)

@@ -20,7 +20,7 @@ from planner.search_space import value_at
 from planner.study import Study
 from planner.trial import TrialResult, TrialState
 
-__all__ = ["CurvePoint", "Results", "read_results"]
+__all__ = ["Copy", "CurvePoint", "Results", "read_results"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,12 +42,37 @@ class CurvePoint:
     """Device-hours of the whole study when the report arrived."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Copy:
+    """One member of a population going on from another's checkpoint."""
+
+    trial: str
+    donor: str
+    generation: int
+    """Meeting of the population, counted from 1."""
+    train_flops: float
+    """Compute that the donor had reached."""
+    fidelity: float
+    """The same as a share of a whole trial."""
+    study_seconds: float
+    loss: float | None
+    """First objective of the member before it copied, turned so that small is good."""
+    donor_loss: float | None
+    changed: dict[str, Any]
+    """Setting -> [the donor's value, the member's from here on]."""
+
+    def __str__(self) -> str:
+        return f"copied {self.donor} at {self.fidelity:.0%}"
+
+
 _INTEGERS: Final = frozenset(
-    {"num_workers", "num_params", "num_params_non_embedding", "train_tokens", "num_steps",
+    {"generation", "num_workers", "num_params", "num_params_non_embedding", "train_tokens", "num_steps",
      "num_attempts", "attempt"}
 )  # fmt: skip
 _ASKED: Final = ("learning_rate", "tokens_per_step", "unique_tokens")
-_TEXTS: Final = frozenset({"trial", "state", "reason", "config", "metrics", "energy_source"})
+_TEXTS: Final = frozenset(
+    {"donor", "changed", "trial", "state", "reason", "config", "metrics", "energy_source"}
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +85,8 @@ class Results:
     spend: Spend
     """Everything that was burnt: finished, stopped, failed and lost attempts."""
     folder: RunFolder
+    copies: tuple[Copy, ...] = ()
+    """Who copied whom in a population, in the order in which it happened."""
 
     def count(self, state: TrialState) -> int:
         """Return how many trials ended in a state."""
@@ -95,13 +122,17 @@ class Results:
         return _typed(pd.DataFrame([asdict(p) for p in self.curves], columns=_columns(CurvePoint)))
 
     def write(self) -> None:
-        """Write `results.parquet` and `curves.parquet` into the run folder.
+        """Write `results.parquet`, `curves.parquet` and `lineage.parquet` into the run folder.
 
         Raises:
             ConfigError: The folder cannot be written.
         """
         self.folder.write("results.parquet", _parquet(self.to_frame()))
         self.folder.write("curves.parquet", _parquet(self.curves_frame()))
+        if self.copies:
+            rows = [asdict(c) | {"changed": json.dumps(c.changed)} for c in self.copies]
+            frame = _typed(pd.DataFrame(rows, columns=_columns(Copy)))
+            self.folder.write("lineage.parquet", _parquet(frame))
         self.folder.write("spend.json", json.dumps(asdict(self.spend), indent=2))
 
 
@@ -181,7 +212,15 @@ def read_results(folder: RunFolder) -> Results:
         curves=tuple(CurvePoint(**row) for row in _rows(folder.curves, CurvePoint)),
         spend=Spend(**spend),
         folder=folder,
+        copies=_read_copies(folder),
     )
+
+
+def _read_copies(folder: RunFolder) -> tuple[Copy, ...]:
+    if not folder.lineage.is_file():
+        return ()
+    rows = _rows(folder.lineage, Copy)
+    return tuple(Copy(**row | {"changed": json.loads(row["changed"])}) for row in rows)
 
 
 def _rows(path: Path, kind: type[Any]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ runs/<name>/
     curves.parquet      one row per report            laws.json           the fitted curves
     recommendation.json the answer                    report/             the page and its data
     job.json            where it was submitted        exports/            configs for trainers
-    front.json          of several objectives         earlier.json        trials of former runs
+    search.json         front, importances, gain      earlier.json        trials of former runs
     lineage.parquet     who copied whom
 """
 
@@ -138,6 +138,11 @@ class RunFolder:
     def lineage(self) -> Path:
         """One row per copy within a population."""
         return self.path / "lineage.parquet"
+
+    @property
+    def search(self) -> Path:
+        """The front, the importances, and whether another trial pays."""
+        return self.path / "search.json"
 
     @property
     def earlier(self) -> Path:

@@ -48,6 +48,7 @@ __all__ = [
     "trial_config",
 ]
 
+_TARGET_FACTOR: Final = 10.0
 _NUM_PROBES: Final = 64
 """Points tried at load to tell a mistake (all fail alike) from a partly infeasible space."""
 
@@ -196,6 +197,13 @@ class Study(Config):
     def first_objective(self) -> Objective:
         """What schedulers judge by, and what the best trial is best at."""
         return self.objective[0]
+
+    @property
+    def target_budget(self) -> Budget:
+        """What the recommendation is for: the target, or ten times what the study may spend."""
+        if self.target is not None:
+            return self.target
+        return Budget(**{n: _TARGET_FACTOR * v for n, v in self.budget.limits().items()})
 
     @property
     def folder_name(self) -> str:

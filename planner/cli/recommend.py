@@ -94,12 +94,11 @@ def wanted_budget(study: Study, budget: str | None, deadline: str | None) -> Bud
         ConfigError: An amount cannot be read.
     """
     from planner.budget import Budget
-    from planner.recommendation import default_budget
     from planner.units import parse_seconds
 
     if budget is None and deadline is None:
-        return default_budget(study)
-    limits = Budget.parse(budget).limits() if budget else default_budget(study).limits()
+        return study.target_budget
+    limits = Budget.parse(budget).limits() if budget else study.target_budget.limits()
     if deadline is not None:
         seconds = parse_seconds(deadline)
         limits["seconds"] = min(seconds, limits.get("seconds", seconds))

@@ -13,6 +13,9 @@ from planner.units import format_flops, format_number, format_seconds
 
 if TYPE_CHECKING:
     from planner.tuning.outcome import Standing
+    from planner.tuning.search_summary import SearchSummary
+
+_MOST_ON_FRONT = 12
 
 
 @click.command(epilog="Example: planner status quickstart --json")
@@ -28,7 +31,9 @@ def command(name: str | None, runs: Path | None, as_json: bool) -> None:
     from planner.tuning.outcome import standing_of
 
     names = [name] if name is not None else list_runs(runs)
-    found = [standing_of(RunFolder.open(each, runs)) for each in names]
+    found = [
+        standing_of(RunFolder.open(each, runs), with_summary=name is not None) for each in names
+    ]
     if as_json:
         documents = [_as_data(each) for each in found]
         echo_json(documents[0] if name is not None else {"runs": documents})
@@ -59,6 +64,7 @@ def _as_data(standing: Standing) -> dict[str, Any]:
         "running": [plain(trial) for trial in progress.running],
         "seconds_left": progress.seconds_left,
         "notes": list(standing.notes),
+        "search": standing.summary.to_data(),
     }
 
 
@@ -78,12 +84,38 @@ def _row(standing: Standing) -> list[str]:
     ]
 
 
+def _show_search(summary: SearchSummary) -> None:
+    """Print what the search found beside its trials, as far as that can be said."""
+    front, shares, gain = summary.front, summary.importances, summary.gain
+    if front is not None:
+        click.echo(
+            f"Pareto front of {front.num_compared} trials, hypervolume {front.hypervolume[-1]:.3f}:"
+            if front.hypervolume
+            else f"Pareto front of {front.num_compared} trials:"
+        )
+        rows = [
+            [trial, *(format_number(value, 4) for value in values)]
+            for trial, values in zip(front.trials, front.values, strict=True)
+        ]
+        more = len(rows) - _MOST_ON_FRONT
+        rows = rows[:: max(1, -(-len(rows) // _MOST_ON_FRONT))]
+        echo_table(["trial", *front.metrics], rows, left=(0,))
+        if more > 0:
+            echo_note(f"{len(rows)} of the {len(front.trials)} on the front; all with --json")
+    if shares is not None:
+        parts = [f"{name} {share:.0%}" for name, share in shares.shares.items()]
+        click.echo(f"what decides, by {shares.num_trials} trials: {', '.join(parts)}")
+    if gain is not None:
+        click.echo(str(gain))
+
+
 def _show_trials(standing: Standing) -> None:
     metric = standing.progress.study.first_objective.metric
     for trial in standing.progress.running:
         value = getattr(trial, metric)
         shown = "" if value is None else f", {metric} {format_number(value, 4)}"
         click.echo(f"{trial.trial}: {format_flops(trial.train_flops or 0.0)}{shown}")
+    _show_search(standing.summary)
     for note in standing.notes:
         echo_note(note)
     if standing.word == "interrupted":

@@ -10,7 +10,7 @@ from planner.recommendation.answer import (
     TunedSetting,
     rank,
 )
-from planner.recommendation.choosing import default_budget, law_digest, recommend
+from planner.recommendation.choosing import law_digest, recommend
 from planner.recommendation.writing import run_law, write_recommendation
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "Recommendation",
     "RunnerUp",
     "TunedSetting",
-    "default_budget",
     "law_digest",
     "rank",
     "recommend",

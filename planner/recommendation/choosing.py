@@ -26,13 +26,12 @@ from planner.study import Study
 from planner.trial import ModelConfig
 from planner.units import SECONDS_PER_HOUR, format_bytes, format_count
 
-__all__ = ["default_budget", "law_digest", "recommend"]
+__all__ = ["law_digest", "recommend"]
 
 _BEYOND_OPTIMUM: Final = 8.0
 """The ladder ends at this multiple of the law's optimum, or of the largest tried model."""
 _CRITICAL_BATCH_EXPONENT: Final = 0.47
 """Growth of the critical batch with data (Zhang et al. 2024, arXiv:2410.21676)."""
-_TARGET_FACTOR: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,13 +44,6 @@ class _Settled:
     size: Sizing
     batch: TunedSetting
     growth: float
-
-
-def default_budget(study: Study) -> Budget:
-    """Return the study's target, or ten times what the study may spend."""
-    if study.target is not None:
-        return study.target
-    return Budget(**{n: _TARGET_FACTOR * v for n, v in study.budget.limits().items()})
 
 
 def law_digest(law: ScalingLaw) -> str:

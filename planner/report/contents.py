@@ -12,7 +12,6 @@ from planner.curves import ScalingLaw
 from planner.errors import BudgetError, ConfigError, FitError, InfeasibleError
 from planner.recommendation import (
     Recommendation,
-    default_budget,
     law_digest,
     recommend,
     run_law,
@@ -20,6 +19,7 @@ from planner.recommendation import (
 from planner.results import Results, read_results
 from planner.run_folder import RunFolder
 from planner.trial import TrialConfig, TrialResult, TrialState
+from planner.tuning.search_summary import SearchSummary, read_summary
 
 __all__ = ["Contents", "Losses", "gather"]
 
@@ -51,6 +51,11 @@ class Contents:
     recommendation: Recommendation | None
     obstacle: str | None
     """Why there is no recommendation."""
+
+    @cached_property
+    def summary(self) -> SearchSummary:
+        """Front, importances and gain, as the sweep wrote them."""
+        return read_summary(self.folder)
 
     @cached_property
     def configs(self) -> dict[str, TrialConfig]:
@@ -121,7 +126,7 @@ def _recommendation(folder: RunFolder, results: Results, law: ScalingLaw) -> Rec
     """Return the run's recommendation; one from another law is made again for its budget."""
     study = results.study
     if not folder.recommendation.is_file():
-        return recommend(law, default_budget(study), study, results=results)
+        return recommend(law, study.target_budget, study, results=results)
     answer = Recommendation.from_json(folder.recommendation.read_text(encoding="utf-8"))
     if answer.law_digest == law_digest(law):
         return answer

@@ -20,10 +20,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from planner.report.contents import Contents
 from planner.report.frontier import Frontier, frontier
 from planner.report.svg import BACKGROUND, INK, STYLE, to_svg
+from planner.report.tables import Table
 from planner.trial import TrialResult, TrialState
 from planner.units import format_count, format_flops
 
-__all__ = ["Drawing", "burn_down", "learning_curves", "loss_against_compute"]
+__all__ = [
+    "BLUE",
+    "VERMILLION",
+    "Drawing",
+    "burn_down",
+    "learning_curves",
+    "loss_against_compute",
+    "new_figure",
+]
 
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 _CLASSES: Final = [
@@ -42,9 +51,12 @@ class Drawing:
     name: str
     svg: str
     caption: str
+    table: Table | None = None
+    """What the figure shows, in numbers."""
 
 
-def _figure(height_inches: float) -> Figure:
+def new_figure(height_inches: float) -> Figure:
+    """Return an empty figure of the page's width."""
     return Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
 
 
@@ -74,7 +86,7 @@ def loss_against_compute(contents: Contents) -> Drawing | None:
         return None
     edge = frontier(contents)
     with mpl.rc_context(STYLE):
-        figure = _figure(4.6)
+        figure = new_figure(4.6)
         axes = figure.subplots()
         _log_flops(axes)
         axes.set_ylabel("validation loss (nats per token)")
@@ -197,7 +209,7 @@ def learning_curves(contents: Contents) -> Drawing | None:
     if not curves:
         return None
     with mpl.rc_context(STYLE):
-        figure = _figure(4.0)
+        figure = new_figure(4.0)
         axes = figure.subplots()
         _log_flops(axes)
         axes.set_ylabel("validation loss (nats per token)")
@@ -273,7 +285,7 @@ def burn_down(contents: Contents) -> Drawing | None:
     shares = contents.spent_device_hours
     total = sum(shares.values())
     with mpl.rc_context(STYLE):
-        figure = _figure(4.0)
+        figure = new_figure(4.0)
         line, bar = figure.subplots(2, 1, height_ratios=(3, 1))
         hours, spent = (list(column) for column in zip(*sorted(series), strict=True))
         line.plot([0.0, *hours], [0.0, *spent], color=BLUE, linewidth=2, drawstyle="steps-post")

@@ -12,6 +12,8 @@ from markupsafe import Markup
 from planner.report import tables
 from planner.report.contents import Contents
 from planner.report.figures import Drawing, burn_down, learning_curves, loss_against_compute
+from planner.report.search_figures import lineage, pareto
+from planner.report.search_tables import copies_table, front_table, importances_table
 from planner.report.summary import commands, decision, losses_text, method, overview
 
 __all__ = ["SCHEMA", "page_html", "page_markdown"]
@@ -20,7 +22,9 @@ SCHEMA: Final = "planner.report/1"
 _TEMPLATES: Final = Path(__file__).with_name("templates")
 _FIGURES: Final = (
     ("Loss against compute", loss_against_compute),
+    ("Pareto front", pareto),
     ("Learning curves", learning_curves),
+    ("Who copied whom", lineage),
     ("Budget burn-down", burn_down),
 )
 
@@ -67,11 +71,11 @@ def page_markdown(contents: Contents) -> str:
 
 def _with_markup(drawing: Drawing) -> dict[str, object]:
     """Return a drawing whose SVG, which is ours and escaped, is not escaped again."""
-    return {"svg": Markup(drawing.svg), "caption": drawing.caption}
+    return {"svg": Markup(drawing.svg), "caption": drawing.caption, "table": drawing.table}
 
 
 def _values(contents: Contents) -> dict[str, Any]:
-    answer, law = contents.recommendation, contents.law
+    answer, law, front = contents.recommendation, contents.law, contents.summary.front
     warnings = () if answer is None else answer.warnings
     return {
         "schema": SCHEMA,
@@ -86,6 +90,10 @@ def _values(contents: Contents) -> dict[str, Any]:
         "fit_warnings": [] if law is None else law.warnings,
         "runners_up": None if answer is None else tables.runners_up(answer),
         "settings": None if answer is None else tables.settings(answer),
+        "front": None if front is None else front_table(contents, front),
+        "copies": copies_table(contents),
+        "importances": importances_table(contents),
+        "gain": contents.summary.gain,
         "trials": tables.trials(contents),
         "unfinished": tables.unfinished(contents),
         "coefficients": tables.coefficients(contents),

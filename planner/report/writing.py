@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ def report_data(contents: Contents) -> dict[str, Any]:
         "recommendation": None if answer is None else json.loads(answer.to_json()),
         "obstacle": contents.obstacle,
         "law": None if law is None else _law_data(law.to_json()),
+        "search": contents.summary.to_data(),
+        "copies": [asdict(copy) for copy in results.copies],
         "trials": [_row(row) for row in results.to_frame().astype(object).to_dict("records")],
     }
 

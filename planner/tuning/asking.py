@@ -30,8 +30,6 @@ _FIDELITY_STEPS: Final = 1000
 _MAX_REPEATS: Final = 10
 """Proposals that may repeat a point before the repetition is accepted."""
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-
 
 class OptunaSearcher:
     """Optuna's samplers over the study's space, seeded: TPE or GP, CMA-ES, NSGA-II (`samplers`).

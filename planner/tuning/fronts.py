@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,10 +37,6 @@ class Front:
     hypervolume: tuple[float, ...]
     """Share of the box between the best values and the reference point that the trials up to then
     beat, in 0..1."""
-
-    def to_json(self) -> str:
-        """Return the content of `front.json`."""
-        return json.dumps({"schema": "planner.front/1", **asdict(self)}, indent=1) + "\n"
 
 
 def is_on_front(costs: Array) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from planner.tuning.core import Sweep
 from planner.tuning.ledger import Line, read_lines
 from planner.tuning.lock import is_locked
 from planner.tuning.records import TrialRecord
+from planner.tuning.search_summary import SearchSummary, read_summary, summarise
 from planner.tuning.searchers import ReplayedSearcher
 
 __all__ = ["OnEvent", "Progress", "Standing", "progress_of", "results_of", "standing_of"]
@@ -58,6 +60,8 @@ class Standing:
     correction: float
     """Measured over estimated seconds of its trials."""
     notes: tuple[str, ...]
+    summary: SearchSummary
+    """Front, importances and gain; empty where they were not asked for."""
 
 
 OnEvent = Callable[[Progress], None]
@@ -71,6 +75,12 @@ def results_of(sweep: Sweep, folder: RunFolder) -> Results:
         curves=tuple(_curve_point(line) for line in sweep.reports),
         spend=sweep.spend(),
         folder=folder,
+        copies=tuple(
+            sorted(
+                (copy for record in sweep.trials.values() for copy in record.lineage),
+                key=lambda copy: (copy.generation, copy.trial),
+            )
+        ),
     )
 
 
@@ -162,8 +172,13 @@ def _seconds_left(sweep: Sweep) -> float | None:
     return max(0.0, min(seconds, left.get("seconds", seconds)))
 
 
-def standing_of(folder: RunFolder) -> Standing:
+def standing_of(folder: RunFolder, *, with_summary: bool = False) -> Standing:
     """Return where a run stands, from its ledger alone; nothing is changed.
+
+    Args:
+        folder: The run.
+        with_summary: Whether to work out front, importances and gain, which takes a second. Where
+            optuna is not installed they are what the sweep wrote at its end.
 
     Raises:
         TrialError: The ledger is damaged.
@@ -181,7 +196,14 @@ def standing_of(folder: RunFolder) -> Standing:
         num_sessions=sweep.num_sessions,
         correction=sweep.accounts.correction(sweep.running),
         notes=tuple(line["text"] for line in lines if line["kind"] == "note"),
+        summary=_summary(sweep, folder) if with_summary else SearchSummary(),
     )
+
+
+def _summary(sweep: Sweep, folder: RunFolder) -> SearchSummary:
+    if importlib.util.find_spec("optuna") is None:
+        return read_summary(folder)
+    return summarise(results_of(sweep, folder))
 
 
 def _write_nothing(line: Line, durable: bool) -> None:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from planner.budget import Spend
+from planner.results import Copy
 from planner.search_space import Point
 from planner.trial import TrialConfig, TrialResult, TrialState
 from planner.units import SECONDS_PER_HOUR
@@ -99,7 +100,7 @@ class TrialRecord:
     metrics: dict[str, float] = field(default_factory=dict)
     rungs: tuple[float, ...] = ()
     """Compute at which the scheduler wants a report, rising."""
-    lineage: list[str] = field(default_factory=list)
+    lineage: list[Copy] = field(default_factory=list)
     """Whom it copied, and when."""
     passed_over: int = 0
     """How often another trial was started before this waiting one."""
@@ -122,7 +123,6 @@ class TrialRecord:
 
     def copy(self, donor: TrialRecord, changed: TrialRecord) -> None:
         """Go on from where another trial stands, with a changed configuration."""
-        self.lineage.append(f"copied {donor.trial} at {donor.fidelity:.0%}")
         for name in ("point", "config", "data", "planned", "startup_seconds"):
             setattr(self, name, getattr(changed, name))
         self.last, self.flops = dict(donor.last), donor.flops
@@ -183,7 +183,7 @@ class TrialRecord:
             trial=self.trial,
             config=dict(self.data),
             state=self.state,
-            reason=self.reason or "; ".join(self.lineage) or None,
+            reason=self.reason or "; ".join(map(str, self.lineage)) or None,
             num_workers=self.num_workers,
             elapsed_seconds=self.elapsed_seconds(now) if ran else None,
             device_hours=spend.device_hours if ran else None,

@@ -115,6 +115,15 @@ def make_searcher(study: Study, earlier: Sequence[Earlier] = ()) -> Searcher:
         study: What to search.
         earlier: Finished trials of the runs that `search.earlier` names.
     """
+    found = _by_name(study, earlier)
+    if study.search.stop_when == "never":
+        return found
+    from planner.tuning.stopping import StoppingSearcher
+
+    return StoppingSearcher(found, study)
+
+
+def _by_name(study: Study, earlier: Sequence[Earlier]) -> Searcher:
     if study.search.algorithm in ("grid", "random"):
         return Proposals(study)
     if study.search.algorithm == "cost_aware":

@@ -14,6 +14,7 @@ from planner.config import parse_config
 from planner.costs import Cluster
 from planner.objectives import costs_of, violations_of
 from planner.planning import proposals
+from planner.results import Copy
 from planner.study import Study
 from planner.trial import TrialConfig, TrialState
 from planner.tuning.accounts import Accounts
@@ -216,7 +217,25 @@ class SweepState:
 
     def _on_copied(self, line: Line) -> None:
         record, donor = self.trials[line["trial"]], self.trials[line["donor"]]
-        record.copy(donor, self._record_of(line))
+        new = self._record_of(line)
+        record.lineage.append(
+            Copy(
+                trial=record.trial,
+                donor=donor.trial,
+                generation=self.generation + 1,
+                train_flops=donor.flops,
+                fidelity=donor.fidelity,
+                study_seconds=self.now,
+                loss=self.loss(record),
+                donor_loss=self.loss(donor),
+                changed={
+                    name: [donor.point.get(name), value]
+                    for name, value in new.point.items()
+                    if donor.point.get(name) != value
+                },
+            )
+        )
+        record.copy(donor, new)
         self.copies.append((record.trial, donor.trial))
         if isinstance(self._scheduler, Population):
             self._scheduler.copied(record.trial, donor.trial, record.point)

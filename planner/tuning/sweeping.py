@@ -16,10 +16,10 @@ from planner.study import Study
 from planner.trial import TrialState
 from planner.tuning.core import Sweep
 from planner.tuning.driving import Driver, Executor, Interruption, StudyClock
-from planner.tuning.fronts import front_of
 from planner.tuning.ledger import Ledger, Line, recover
 from planner.tuning.lock import locked
 from planner.tuning.outcome import OnEvent, progress_of, results_of
+from planner.tuning.search_summary import summarise
 from planner.tuning.searchers import make_searcher
 from planner.tuning.warm_start import gather_earlier, keep_earlier, kept_earlier
 
@@ -186,9 +186,7 @@ def _session(
                 sweep.end_session(clock.now())
             results = results_of(sweep, folder)
             results.write()
-            front = front_of(results)
-            if front is not None:
-                folder.write("front.json", front.to_json())
+            folder.write("search.json", summarise(results).to_json())
     finally:
         executor.close()
     if interruption.signal is not None:

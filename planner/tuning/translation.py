@@ -18,6 +18,8 @@ from planner.search_space import Distribution, Point, SearchSpace
 
 __all__ = ["Translation"]
 
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
 
 class Translation:
     """A search space in Optuna's terms: a choice is searched by the index of its value.

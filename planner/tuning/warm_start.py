@@ -18,7 +18,7 @@ from planner.study import Study
 from planner.trial import TrialResult
 from planner.tuning.searchers import Earlier
 
-__all__ = ["gather_earlier", "keep_earlier", "kept_earlier"]
+__all__ = ["gather_earlier", "keep_earlier", "kept_earlier", "point_of"]
 
 
 def gather_earlier(study: Study, root: Path | None) -> list[Earlier]:
@@ -37,7 +37,7 @@ def gather_earlier(study: Study, root: Path | None) -> list[Earlier]:
         mine = [
             Earlier(point=point, costs=costs)
             for trial in results.completed()
-            if (point := _point_of(study, trial)) is not None
+            if (point := point_of(study, trial)) is not None
             and (costs := costs_of(study.objective, trial)) is not None
         ]
         if not mine:
@@ -50,7 +50,7 @@ def gather_earlier(study: Study, root: Path | None) -> list[Earlier]:
     return found
 
 
-def _point_of(study: Study, trial: TrialResult) -> Point | None:
+def point_of(study: Study, trial: TrialResult) -> Point | None:
     """Return the point of this study's space that a trial is, or None."""
     point: Point = {}
     for name, distribution in study.search_space.parameters.items():

@@ -18,7 +18,6 @@ from planner.errors import ConfigError, InfeasibleError
 from planner.recommendation import (
     RANKED_BY,
     Recommendation,
-    default_budget,
     rank,
     recommend,
 )
@@ -302,9 +301,9 @@ def test_without_results_the_space_gives_the_shapes_and_the_rate_is_the_studys_o
 
 def test_the_default_budget_is_the_target_or_ten_times_the_study(results: Results) -> None:
     study = results.study
-    assert default_budget(study).limits() == {"device_hours": 20.0}
+    assert study.target_budget.limits() == {"device_hours": 20.0}
     aimed = study.replace(target=Budget(flops=1e18))
-    assert default_budget(aimed) == Budget(flops=1e18)
+    assert aimed.target_budget == Budget(flops=1e18)
 
 
 def test_the_sentence_names_shape_tokens_rate_loss_and_cost(answer: Recommendation) -> None:

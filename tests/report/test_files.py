@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from planner.cli import main
-from planner.recommendation import default_budget, recommend, run_law
+from planner.recommendation import recommend, run_law
 from planner.report import write_report
 from planner.report.contents import gather
 from planner.report.tables import trials
@@ -59,7 +59,7 @@ def test_report_json_carries_schema_recommendation_law_and_what_was_spent(
 ) -> None:
     results = read_results(reported)
     answer = recommend(
-        run_law(reported, results), default_budget(results.study), results.study, results=results
+        run_law(reported, results), results.study.target_budget, results.study, results=results
     )
     assert document["schema"] == "planner.report/1"
     assert document["recommendation"] == json.loads(answer.to_json())
