@@ -27,6 +27,12 @@ __all__ = ["command"]
 @click.option("--suggest", "num_suggested", type=click.IntRange(min=1), help="Next trials to run.")
 @click.option("--pilot-budget", help="What the suggested trials may cost, e.g. 1e20flops.")
 @click.option("--target", help="Training that they should inform, e.g. 1e22flops.")
+@click.option(
+    "--plots",
+    type=click.Path(path_type=Path),
+    help="Folder of the figures; default: plots beside laws.json.",
+)
+@click.option("--no-plots", is_flag=True, help="Draw no figures.")
 @click.option("--runs", type=click.Path(path_type=Path), help="Folder of runs.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document: the law.")
 def command(
@@ -41,6 +47,8 @@ def command(
     num_suggested: int | None,
     pilot_budget: str | None,
     target: str | None,
+    plots: Path | None,
+    no_plots: bool,
     runs: Path | None,
     as_json: bool,
 ) -> None:
@@ -65,16 +73,24 @@ def command(
     suggestion = None
     if num_suggested is not None:
         suggestion = _suggest(law, num_suggested, pilot_budget, target)
+    figures: list[Path] = []
+    if not no_plots:
+        from planner.report.law_figures import write_law_plots  # loads matplotlib
+
+        figures = write_law_plots(law, points, plots or path.parent / "plots")
     if as_json:
         document = plain(law)
         for component in document["components"]:
             del component["draws"]
-        echo_json({"path": str(path), "law": document, "suggestion": suggestion})
+        names = [str(figure) for figure in figures]
+        echo_json({"path": str(path), "plots": names, "law": document, "suggestion": suggestion})
     else:
         _echo_law(law)
         if suggestion is not None:
             _echo_suggestion(suggestion)
         echo_note(f"wrote {path}")
+        for figure in figures:
+            echo_note(f"wrote {figure}")
 
 
 def _default_path(table: Path) -> Path:

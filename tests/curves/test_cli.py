@@ -29,7 +29,7 @@ def _run(command, *arguments: object):
 
 
 def test_fit_writes_a_law_that_predict_reads(table, tmp_path):
-    fitted = _run(fit_command, table, "--map", "loss=final", "--draws", 20)
+    fitted = _run(fit_command, table, "--map", "loss=final", "--draws", 20, "--no-plots")
     assert fitted.exit_code == 0, fitted.output
     assert "alpha" in fitted.output
     law = ScalingLaw.load(tmp_path / "laws.json")
@@ -39,6 +39,7 @@ def test_fit_writes_a_law_that_predict_reads(table, tmp_path):
     assert predicted.exit_code == 0, predicted.output
     rows = pd.read_csv(out)
     assert len(rows) == 36
+    assert not (tmp_path / "plots").exists()
     assert (rows.loss_lower < rows.loss).all()
     assert (rows.loss < rows.loss_upper).all()
 
@@ -47,14 +48,20 @@ def test_json_is_one_document_with_the_suggestion(table, tmp_path):
     done = _run(
         fit_command, table, "--map", "loss=final", "--draws", 20, "--json", "--suggest", 3,
         "--pilot-budget", "1e21flops", "--target", "1e24flops", "--out", tmp_path / "l.json",
+        "--plots", tmp_path / "drawn",
     )  # fmt: skip
     document = json.loads(done.stdout)
     assert document["law"]["num_rows"] == 36
+    names = [Path(name).name for name in document["plots"]]
+    assert names == ["loss.png", "residuals.png", "isoflop.png", "best-size.png"]
+    for name in document["plots"]:
+        assert Path(name).parent == tmp_path / "drawn"
+        assert Path(name).read_bytes().startswith(b"\x89PNG")
     assert 1 <= len(document["suggestion"]["trials"]) <= 3
 
 
 def test_one_point_is_predicted_without_a_table(table, tmp_path):
-    _run(fit_command, table, "--map", "loss=final", "--draws", 20)
+    _run(fit_command, table, "--map", "loss=final", "--draws", 20, "--no-plots")
     done = _run(
         predict_command, tmp_path / "laws.json", "--params", "1B", "--tokens", "20B", "--json"
     )
@@ -75,6 +82,6 @@ def test_a_map_without_an_equals_sign_is_refused(table):
 
 
 def test_predicting_at_nothing_says_how(table, tmp_path):
-    _run(fit_command, table, "--map", "loss=final", "--draws", 20)
+    _run(fit_command, table, "--map", "loss=final", "--draws", 20, "--no-plots")
     with pytest.raises(ConfigError, match="--at FILE"):
         _run(predict_command, tmp_path / "laws.json")
