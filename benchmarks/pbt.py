@@ -1,9 +1,9 @@
-"""Population-based training beside the same members without copying, at equal compute.
+"""Populations that copy by chance (pbt) and by a model (pb2) beside one without copying.
 
     python benchmarks/pbt.py --seeds 5
 
-Four members of one tiny model with learning rates from far too small to too large train on the
-Python library's sources. Printed: the best final validation loss of each population, by seed.
+Members of one tiny model with learning rates from far too small to too large train on the Python
+library's sources, at equal compute. Printed: the best final validation loss of each population.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from planner.tuning import sweep
 RATE = "optimizer.learning_rate"
 
 
-def study_of(scheduler: str, seed: int, tokens: int) -> Study:
+SCHEDULERS = ("none", "pbt", "pb2")
+
+
+def study_of(scheduler: str, seed: int, tokens: int, members: int = 4) -> Study:
     """Return the study of one population."""
     data: dict[str, Any] = {
         "name": f"{scheduler}-{seed}",
@@ -34,17 +37,17 @@ def study_of(scheduler: str, seed: int, tokens: int) -> Study:
             "batch": {"sequences_per_step": 8},
             "train": {
                 "tokens": tokens,
-                "num_validations": 5,
+                "num_validations": 10,
                 "validation_tokens": 8192,
                 "seed": seed,
             },
         },
         "search": {
             "algorithm": "random",
-            "num_trials": 4,
+            "num_trials": members,
             "seed": seed,
             "max_concurrent": 1,
-            "scheduler": {"name": scheduler, "interval_fraction": 0.2, "perturb": [RATE]},
+            "scheduler": {"name": scheduler, "interval_fraction": 0.1, "perturb": [RATE]},
         },
         "budget": {"device_hours": 10.0},
         "cluster": {"device": "cpu"},
@@ -52,10 +55,11 @@ def study_of(scheduler: str, seed: int, tokens: int) -> Study:
     return parse_config(data, Study)
 
 
-def best_loss(scheduler: str, seed: int, tokens: int) -> tuple[float, float]:
+def best_loss(scheduler: str, seed: int, options: argparse.Namespace) -> tuple[float, float]:
     """Return the best final loss of a population, and the FLOPs that it spent."""
+    study = study_of(scheduler, seed, options.tokens, options.members)
     with tempfile.TemporaryDirectory() as root:
-        results = sweep(study_of(scheduler, seed, tokens), executor="inline", root=Path(root))
+        results = sweep(study, executor="inline", root=Path(root))
     best = results.best()
     assert best is not None
     assert best.val_loss is not None
@@ -67,18 +71,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=131_072)
+    parser.add_argument("--members", type=int, default=4)
     options = parser.parse_args()
-    print("| seed | with copies | without | FLOPs, with / without |")
-    print("|---|---|---|---|", flush=True)
-    gains = []
+    print("| seed | no copies | pbt | pb2 | FLOPs, most / least |")
+    print("|---|---|---|---|---|", flush=True)
+    losses: dict[str, list[float]] = {name: [] for name in SCHEDULERS}
     for seed in range(options.seeds):
-        copied, flops = best_loss("pbt", seed, options.tokens)
-        alone, flops_alone = best_loss("none", seed, options.tokens)
-        gains.append(alone - copied)
-        print(f"| {seed} | {copied:.4f} | {alone:.4f} | {flops / flops_alone:.3f} |", flush=True)
-    print(
-        f"mean gain {statistics.mean(gains):+.4f} nats; better in {sum(g > 0 for g in gains)} seeds"
-    )
+        found = {name: best_loss(name, seed, options) for name in SCHEDULERS}
+        flops = [spent for _, spent in found.values()]
+        shown = []
+        for name in SCHEDULERS:
+            losses[name].append(found[name][0])
+            shown.append(f"{found[name][0]:.4f}")
+        print(f"| {seed} | {' | '.join(shown)} | {max(flops) / min(flops):.3f} |", flush=True)
+    for better, worse in (("pbt", "none"), ("pb2", "none"), ("pb2", "pbt")):
+        gains = [b - a for a, b in zip(losses[better], losses[worse], strict=True)]
+        print(f"{better} over {worse}: mean gain {statistics.mean(gains):+.4f} nats, better in "
+              f"{sum(gain > 0 for gain in gains)} of {len(gains)} seeds")  # fmt: skip
 
 
 if __name__ == "__main__":

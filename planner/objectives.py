@@ -31,6 +31,13 @@ _CUMULATIVE: Final = frozenset(
 """Metrics that grow in proportion to how far a trial has trained."""
 
 
+_OF_A_STEP: Final = frozenset(
+    {"tokens_per_second", "step_seconds", "peak_memory_bytes", "num_params",
+     "num_params_non_embedding"}
+)  # fmt: skip
+"""Metrics that do not depend on how long a training is."""
+
+
 class Objective(Config):
     """A metric and which way is better."""
 
@@ -90,6 +97,11 @@ class MetricConstraint(Config):
         over = [] if self.max is None else [(value - self.max) / (abs(self.max) or 1.0)]
         under = [] if self.min is None else [(self.min - value) / (abs(self.min) or 1.0)]
         return max(over + under)
+
+    @property
+    def is_of_a_step(self) -> bool:
+        """Whether it binds a training of any length, such as the one that is recommended."""
+        return self.metric in _OF_A_STEP
 
     def __str__(self) -> str:
         low = "" if self.min is None else f"{self.min:g} <= "

@@ -15,7 +15,7 @@ from planner.errors import InfeasibleError
 from planner.recommendation.answer import Option, Recommendation, RunnerUp, TunedSetting, rank
 from planner.recommendation.cautions import Findings, cautions, confidence
 from planner.recommendation.evidence import Evidence, gather_evidence
-from planner.recommendation.options import MIN_STEPS, Table, Terms, build_table, law_params
+from planner.recommendation.options import BREAKS, MIN_STEPS, Table, Terms, build_table, law_params
 from planner.recommendation.runners import runners_up
 from planner.recommendation.shapes import ladder
 from planner.recommendation.sizing import Sizing, size_at
@@ -266,6 +266,7 @@ def _terms(
         calibration=calibrate(evidence.trials, study.cluster, cluster),
         most_tokens_per_param=evidence.most_tokens_per_param(law),
         unique_tokens=evidence.unique_tokens,
+        constraints=tuple(each for each in study.constraints if each.is_of_a_step),
     )
     return terms, batch
 
@@ -348,6 +349,13 @@ def _binding(
 
 def _infeasible(table: Table, cluster: Cluster) -> InfeasibleError:
     """Return the error that names the smallest change which makes something feasible."""
+    broken = [reason for reason in table.rejected if reason.startswith(BREAKS)]
+    if broken:
+        return InfeasibleError(
+            f"an option must keep the study's constraints, and none does: {broken[0]} "
+            f"({table.rejected[broken[0]]} options).",
+            hint="Loosen the constraint, or widen the space towards it.",
+        )
     if table.shortfalls:
         best = min(table.shortfalls, key=lambda s: (len(s.others), s.factor))
         also = f" (and more {', '.join(best.others)})" if best.others else ""

@@ -10,6 +10,7 @@ from typing import Final
 from planner.config import parse_config
 from planner.curves import ScalingLaw
 from planner.errors import ConfigError
+from planner.objectives import violations_of
 from planner.recommendation.options import law_params
 from planner.results import Results
 from planner.search_space import quasi_random_points
@@ -30,7 +31,7 @@ class Evidence:
     """What a recommendation rests on beside the law."""
 
     template: TrialConfig
-    """The best trial's configuration."""
+    """The configuration of the best trial that keeps the study's constraints."""
     models: tuple[ModelConfig, ...]
     """Shapes that were trained to their end."""
     precisions: frozenset[str]
@@ -62,7 +63,8 @@ def gather_evidence(study: Study, results: Results | None) -> Evidence:
         for trial, config in known
         if trial.state is TrialState.COMPLETED and trial.val_loss and trial.train_tokens
     )
-    best = min(finished, key=lambda pair: pair[0].val_loss or math.inf, default=None)
+    allowed = [p for p in finished if max(violations_of(study.constraints, p[0]), default=0) <= 0]
+    best = min(allowed or finished, key=lambda pair: pair[0].val_loss or math.inf, default=None)
     configs = [config for _, config in finished] or _probes(study)
     corpus = [t.metrics["unique_tokens"] for t in trials if "unique_tokens" in t.metrics]
     return Evidence(

@@ -14,17 +14,20 @@ from planner.budget import Budget
 from planner.costs import Cluster, CostEstimate, count_params, estimate
 from planner.curves import ScalingLaw
 from planner.errors import ConfigError
+from planner.objectives import MetricConstraint
 from planner.planning import charge
 from planner.recommendation.answer import Calibration, Option, TunedSetting
 from planner.recommendation.sizing import predict, worth
 from planner.recommendation.speed import speed_ratio
 from planner.trial import ModelConfig, TrialConfig, divisors
 
-__all__ = ["MIN_STEPS", "Shortfall", "Table", "Terms", "build_table", "law_params"]
+__all__ = ["BREAKS", "MIN_STEPS", "Shortfall", "Table", "Terms", "build_table", "law_params"]
 
 MIN_STEPS: Final = 20
 """Fewer optimizer steps are no training: warm-up and decay need some."""
 _MOST_STEPS: Final = 1e12
+BREAKS: Final = "breaks the study's constraint"
+"""Beginning of the reason for which an option is rejected."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +49,8 @@ class Terms:
     """See `sizing.py`."""
     unique_tokens: float | None = None
     """Tokens there are; beyond them they repeat, and are worth less."""
+    constraints: tuple[MetricConstraint, ...] = ()
+    """Those of the study that bind a training of any length."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +136,8 @@ def build_table(shapes: Sequence[ModelConfig], terms: Terms) -> Table:
                 if isinstance(row, Shortfall):
                     shortfalls.append(row)
                     rejected[f"{row.limit} do not last for {MIN_STEPS} steps"] += 1
+                elif (broken := _broken(row, terms.constraints)) is not None:
+                    rejected[f"{BREAKS} {broken}"] += 1
                 else:
                     rows.append(row)
                     configs.append(layout.config)
@@ -141,6 +148,17 @@ def build_table(shapes: Sequence[ModelConfig], terms: Terms) -> Table:
         shortfalls=tuple(shortfalls),
         rejected={reason: count for reason, count in rejected.items() if count},
     )
+
+
+def _broken(row: Option, constraints: Sequence[MetricConstraint]) -> MetricConstraint | None:
+    """Return the first constraint that an option breaks, or None."""
+    for constraint in constraints:
+        is_time = constraint.metric == "step_seconds"
+        value = row.tokens_per_step / row.tokens_per_second if is_time else None
+        found = getattr(row, constraint.metric) if value is None else value
+        if constraint.violation(found) > 0:
+            return constraint
+    return None
 
 
 def _layouts(

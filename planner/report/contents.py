@@ -75,9 +75,7 @@ class Contents:
     @cached_property
     def losses(self) -> Losses | None:
         """Best loss of a completed trial, and the corpus's unigram entropy."""
-        completed = [
-            trial.val_loss for trial in self.with_state(TrialState.COMPLETED) if trial.val_loss
-        ]
+        completed = [trial.val_loss for trial in self.results.completed() if trial.val_loss]
         if not completed:
             return None
         entropies = [

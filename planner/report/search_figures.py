@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from planner.objectives import costs_of
 from planner.report.contents import Contents
@@ -119,6 +119,7 @@ def lineage(contents: Contents) -> Drawing | None:
         axes.xaxis.set_major_formatter(
             FuncFormatter(lambda value, _: format_flops(value).removesuffix(" FLOPs"))
         )
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel("training compute of a member (FLOPs)")
         text = f"{len(copies)} copies among {len(lanes)} members: an arrow points at who copied."
         if best is not None and len(descent) > 1:

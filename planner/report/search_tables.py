@@ -113,7 +113,15 @@ def copies_table(contents: Contents) -> Table | None:
     ]
     return Table(
         caption="Who copied whom",
-        headings=("member", "copied", "meeting", "compute", "had", "took over", "and changed"),
+        headings=(
+            "member",
+            "copied",
+            "meeting",
+            "compute",
+            "its own loss",
+            "the other's",
+            "and changed",
+        ),
         rows=tuple(rows[:_MOST_ROWS]),
         text_columns=frozenset({0, 1, 6}),
         long_columns=frozenset({6}),

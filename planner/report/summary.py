@@ -52,6 +52,9 @@ def decision(answer: Recommendation, contents: Contents) -> Iterator[tuple[str, 
     costs = [format_amount("seconds", row.seconds), format_amount("device_hours", row.device_hours)]
     costs += [format_amount(n, v) for n, v in (("usd", row.usd), ("kwh", row.kwh)) if v is not None]
     yield "Cost", ", ".join(costs)
+    constraints = contents.results.study.constraints
+    if constraints:
+        yield "Constraints", "; ".join(map(str, constraints))
     left = [
         f"{format_amount(name, max(value, 0.0))} of {format_amount(name, answer.budget[name])}"
         for name, value in answer.headroom.items()

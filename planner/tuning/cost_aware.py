@@ -88,6 +88,7 @@ class CostAwareSearcher:
         self._points: list[Point] = []
         self._vectors: dict[str, Array] = {}
         self._num_proposals = 0
+        self._num_earlier = len(earlier)
         self._take_over(earlier)
 
     # What the core asks and tells.
@@ -127,7 +128,8 @@ class CostAwareSearcher:
 
     def _scores(self, offered: Candidates, number: int, rng: np.random.Generator) -> Array:
         """Return how good candidates are, before cost; at first, and now and then, at random."""
-        is_first = number < self._num_first or not self._model.refresh()
+        known = number + self._num_earlier
+        is_first = known < self._num_first or not self._model.refresh()
         if is_first and self._law is not None:
             shift = rng.normal(0.0, _FIRST_OCTAVES, 2) if number else np.zeros(2)
             away = self._distances(offered.points, (float(shift[0]), float(shift[1])))

@@ -65,6 +65,8 @@ class ResultModel:
         self._memory_hyperparameters: Hyperparameters | None = None
         self._memory_line: Array = np.zeros(1)
         self._centre, self._scale, self._curvature = 0.0, 1.0, 0.0
+        self._least = math.inf
+        """Least expected loss, for want of one of this study before its first trial reports."""
         self._rows = np.empty(0, dtype=int)
         self._next_build = self._next_fit = 0
 
@@ -100,7 +102,8 @@ class ResultModel:
         near = np.unique(np.concatenate([order[:_NUM_VARIANCES], order[::stride]]))
         pending = self._told.vectors(self._told.pending())
         mean_near, deviation = self._process.predict(vectors[near], pending)
-        best = (self._told.best - self._centre) / self._scale
+        known = self._told.best if math.isfinite(self._told.best) else self._least
+        best = (known - self._centre) / self._scale
         scores = np.zeros(len(vectors))
         scores[near] = expected_improvement(mean_near + drift[near], deviation, best)
         return np.where(is_safe, scores * chance, _UNSAFE * (1.0 - chance))
@@ -116,6 +119,7 @@ class ResultModel:
     def _build(self, observed: Observations, is_due: bool) -> None:
         extra = self._told.extra_variances(observed.rows)
         distances = self._told.distances(observed.rows)
+        self._least = float(observed.losses.min())
         self._curvature = self._fitted_curvature(observed, distances)
         losses = observed.losses - self._curvature * distances
         self._centre = float(losses.mean())

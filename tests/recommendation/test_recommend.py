@@ -312,3 +312,20 @@ def test_the_sentence_names_shape_tokens_rate_loss_and_cost(answer: Recommendati
     assert f"{row.num_layers} layers, width {row.d_model}" in text
     assert f"{row.predicted_loss:.3f} (90% interval {row.loss_lower:.3f}" in text
     assert Budget(flops=1e15).exceeded_by(Spend(flops=row.train_flops)) is None
+
+
+def test_what_is_recommended_keeps_the_constraints_that_bind_any_training(
+    law: ScalingLaw, results: Results
+) -> None:
+    study = results.study
+    free = recommend(law, study.target_budget, study, results=results).choice
+    cap = 0.5 * free.num_params
+    bound = study.replace(
+        constraints=[{"metric": "num_params", "max": cap}, {"metric": "usd", "max": 1e-9}]
+    )
+    answer = recommend(law, study.target_budget, bound, results=results)
+    assert answer.choice.num_params <= cap
+    assert any("num_params" in reason for reason in answer.rejected)
+    nothing = study.replace(constraints=[{"metric": "num_params", "max": 10.0}])
+    with pytest.raises(InfeasibleError, match="must keep the study's constraints"):
+        recommend(law, study.target_budget, nothing, results=results)
