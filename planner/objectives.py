@@ -19,8 +19,8 @@ __all__ = [
 ]
 
 Metric = Literal[
-    "val_loss", "val_bits_per_byte", "train_loss", "tokens_per_second", "step_seconds", "train_seconds",
-    "device_hours", "usd", "kwh", "peak_memory_bytes", "num_params", "num_params_non_embedding",
+    "val_loss", "val_bits_per_byte", "val_accuracy", "train_loss", "tokens_per_second",
+    "step_seconds", "train_seconds", "device_hours", "usd", "kwh", "peak_memory_bytes", "num_params", "num_params_non_embedding",
     "train_tokens", "train_flops", "mfu",
 ]  # fmt: skip
 """Columns of TrialResult, and `step_seconds`: `train_seconds` over `num_steps`."""

@@ -115,7 +115,7 @@ class ModelShape:
 def shape_of(model: ModelConfig) -> ModelShape:
     """Return the shape of the engine's model."""
     layer_norm = model.norm == "layernorm"
-    return ModelShape(
+    shape = ModelShape(
         num_layers=model.num_layers,
         d_model=model.d_model,
         num_heads=model.heads,
@@ -133,6 +133,18 @@ def shape_of(model: ModelConfig) -> ModelShape:
         experts_per_token=model.experts_per_token if model.num_experts else 0,
         dropout=model.dropout > 0,
         other_params=model.num_layers * _row_scales(model) if model.weight_norm else 0,
+    )
+    if model.family == "decoder":
+        return shape
+    patch = model.image_channels * model.patch_pixels**2
+    return replace(
+        shape,
+        family="vit",
+        vocab_size=model.num_classes,
+        tied_head=True,
+        is_causal=False,
+        other_params=(patch + 1) * model.d_model,
+        other_head_params=(model.d_model + 1) * model.num_classes,
     )
 
 

@@ -26,8 +26,9 @@ from planner.engine.data.windows import Batch
 from planner.engine.models.layers import rope_tables
 from planner.engine.parallel.workers import Workers
 from planner.engine.step import Stepper
+from planner.engine.tasks import TASKS
 from planner.errors import InfeasibleError
-from planner.trial import ModelConfig, TrialConfig
+from planner.trial import TrialConfig
 from planner.trial.support import check_supported
 
 __all__ = ["FakePeak", "trace_peak"]
@@ -53,17 +54,15 @@ class FakePeak:
         return self.tensor_bytes + self.process_bytes
 
 
-class _NoWindows:
+class _NoSamples:
     """Batches of zeros of the right shape."""
 
-    def __init__(self, model: ModelConfig) -> None:
-        self.length = model.sequence_length
-        self.validation_starts: tuple[int, ...] = ()
+    def __init__(self, config: TrialConfig) -> None:
+        self.config = config
 
     def training(self, first_sample: int, num_sequences: int) -> Batch:
         """Return inputs and targets."""
-        shape = (num_sequences, self.length)
-        return torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+        return TASKS[self.config.task].blank(self.config.model, num_sequences)
 
 
 def _check_traceable(config: TrialConfig) -> None:
@@ -132,7 +131,7 @@ def _make_stepper(config: TrialConfig, workers: Workers) -> Stepper:
 
     step.make_groups = outside
     try:
-        return Stepper(config, workers, _NoWindows(config.model))  # type: ignore[arg-type]
+        return Stepper(config, workers, _NoSamples(config))  # type: ignore[arg-type]
     finally:
         step.make_groups = make_groups
 

@@ -1,6 +1,6 @@
 """Tasks: what a model is trained to do. A task is data, a loss and a metric, registered by name.
 
-B samples, T tokens, V tokens of the vocabulary.
+B samples, T tokens, V tokens of the vocabulary, K classes.
 """
 
 from __future__ import annotations
@@ -13,13 +13,24 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
+from planner.engine.data.images import Images
 from planner.engine.data.windows import Batch, Windows
 from planner.engine.losses import make_token_loss
 from planner.engine.parallel.groups import Groups
-from planner.trial import TrialConfig
+from planner.trial import ModelConfig, TrialConfig
 
-__all__ = ["TASKS", "NextToken", "Samples", "Task", "bits_per_byte", "load_samples", "make_task"]
+__all__ = [
+    "TASKS",
+    "Classification",
+    "NextToken",
+    "Samples",
+    "Task",
+    "bits_per_byte",
+    "load_samples",
+    "make_task",
+]
 
 Numbers = npt.NDArray[np.int64]
 
@@ -125,6 +136,48 @@ class NextToken:
         return found
 
 
+class Classification:
+    """Find the class of every image; the loss is the cross entropy in nats per image."""
+
+    num_sums = 3
+
+    def __init__(self, config: TrialConfig, samples: Samples, groups: Groups) -> None:
+        self._samples = samples
+        self._smoothing = config.optimizer.label_smoothing
+
+    def mean_loss(self, logits_BK: torch.Tensor, targets_B: torch.Tensor) -> torch.Tensor:
+        """Return the mean training loss of a micro-batch, a scalar in fp32."""
+        return F.cross_entropy(logits_BK.float(), targets_B, label_smoothing=self._smoothing)
+
+    def training_batch(self, first_sample: int, num_sequences: int) -> Batch:
+        """Return the samples from a global index on."""
+        return self._samples.training(first_sample, num_sequences)
+
+    def validation_numbers(self, rank: int, num_ranks: int, size: int) -> list[Numbers]:
+        """Return the numbers of the validation images that a worker reads, batch by batch."""
+        return _numbers(self._samples.num_validation, rank, num_ranks, size)
+
+    def validation_batch(self, numbers: Numbers) -> Batch:
+        """Return the numbered validation images; -1 reads image 0, which is not counted."""
+        return self._samples.validation(np.maximum(numbers, 0))
+
+    def validation_sums(
+        self, logits_BK: torch.Tensor, targets_B: torch.Tensor, numbers: Numbers
+    ) -> torch.Tensor:
+        """Return the summed loss, the number of classes found and the number of images."""
+        counts_B = torch.from_numpy(numbers >= 0).to(logits_BK.device)
+        losses_B = F.cross_entropy(logits_BK.float(), targets_B, reduction="none").double()
+        found_B = logits_BK.argmax(1) == targets_B
+        return torch.stack(
+            [(losses_B * counts_B).sum(), (found_B & counts_B).sum(), counts_B.sum()]
+        ).double()
+
+    def measures(self, sums: Sequence[float]) -> dict[str, float]:
+        """Return the loss in nats per image and the share of classes found."""
+        total, found, number = sums
+        return {"val_loss": total / number, "val_accuracy": found / number}
+
+
 def bits_per_byte(nats_per_token: float, bytes_per_token: float) -> float:
     """Return a loss in bits per byte of text: loss / (ln 2 * bytes per token).
 
@@ -150,11 +203,14 @@ def _numbers(total: int, rank: int, num_ranks: int, size: int) -> list[Numbers]:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Kind:
     load: Callable[[TrialConfig], Samples]
+    blank: Callable[[ModelConfig, int], Batch]
+    """A batch of so many samples that holds nothing, for tracing."""
     make: Callable[..., Task]
 
 
 TASKS: Final[dict[str, _Kind]] = {
-    "next-token": _Kind(load=Windows.load, make=NextToken),
+    "next-token": _Kind(load=Windows.load, blank=Windows.blank, make=NextToken),
+    "classification": _Kind(load=Images.load, blank=Images.blank, make=Classification),
 }
 """Name in `train.task` -> how its data are loaded, and what makes it from them."""
 
@@ -165,9 +221,9 @@ def load_samples(config: TrialConfig) -> Samples:
     Raises:
         ConfigError: They cannot be used.
     """
-    return TASKS["next-token"].load(config)
+    return TASKS[config.task].load(config)
 
 
 def make_task(config: TrialConfig, samples: Samples, groups: Groups) -> Task:
     """Return the task of a trial on its data."""
-    return TASKS["next-token"].make(config, samples, groups)
+    return TASKS[config.task].make(config, samples, groups)

@@ -22,6 +22,8 @@ from planner.trial.settings import (
 
 __all__ = ["TrialConfig"]
 
+_TASKS = {"decoder": "next-token", "vit": "classification"}
+"""Family -> the task that it is for."""
 _NUM_BYTES = 256
 
 
@@ -55,8 +57,20 @@ class TrialConfig(Config):
         share = self.batch.sequences_per_step // self.layout.data_shards
         return share // self.micro_batch_sequences
 
+    @property
+    def task(self) -> str:
+        """What is learnt, the default resolved."""
+        return self.train.task or _TASKS[self.model.family]
+
     @model_validator(mode="after")
     def _has_data(self) -> Self:
+        if self.task != _TASKS[self.model.family]:
+            raise ValueError(
+                f"train.task={self.task} needs another model: family {self.model.family} is for "
+                f"{_TASKS[self.model.family]}"
+            )
+        if self.task == "classification" and self.data.mixture:
+            raise ValueError("data.mixture mixes text: give data.corpus for classification")
         if self.data.tokenizer == BPE and self.model.vocab_size <= _NUM_BYTES:
             raise ValueError(
                 f"a byte-level BPE has more tokens than the {_NUM_BYTES} bytes: "

@@ -57,10 +57,12 @@ class TrialResult:
     """Training FLOPs done so far, without recomputation."""
     num_steps: int | None = None
     val_loss: float | None = None
-    """Validation loss in nats per token at the last validation."""
+    """Validation loss at the last validation: nats per token, of images nats per image."""
     val_bits_per_byte: float | None = None
     """Validation loss in bits per byte of text, which compares over tokenizers; absent for token
     files."""
+    val_accuracy: float | None = None
+    """Share of the validation images whose class was found; absent for text."""
     train_loss: float | None = None
     """Training loss in nats per token, mean since the report before."""
     tokens_per_second: float | None = None

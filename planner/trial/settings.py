@@ -156,6 +156,9 @@ class TrainConfig(Config):
     """Validations during training, evenly spaced; each is a report."""
     validation_tokens: PositiveCount = 32_768
     """Tokens of the validation split that one validation reads."""
+    task: Literal["next-token", "classification"] | None = None
+    """What is learnt; by default what the model's family is for: `next-token` for a decoder,
+    `classification` of images for a vit."""
     seed: Count = 0
     """Seed of the initialisation, the data order and dropout."""
     max_loss_factor: PositiveFloat = 3.0

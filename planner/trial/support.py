@@ -18,6 +18,7 @@ def check_supported(config: TrialConfig) -> None:
         InfeasibleError: With the rule and the nearest configuration that runs.
     """
     for rule in (
+        _check_family,
         _check_layout,
         _check_context,
         _check_local_steps,
@@ -209,6 +210,23 @@ def _check_precision(config: TrialConfig) -> None:
             f"chunked_loss has no label smoothing: label_smoothing="
             f"{config.optimizer.label_smoothing}.",
             hint="Set execution.chunked_loss=false or optimizer.label_smoothing=0.",
+        )
+
+
+def _check_family(config: TrialConfig) -> None:
+    layout = config.layout
+    splits = {
+        name: getattr(layout, name)
+        for name in ("tensor_parallel", "pipeline_parallel", "context_parallel", "expert_parallel")
+    }
+    wrong = [f"layout.{name}={degree}" for name, degree in splits.items() if degree > 1]
+    if config.execution.chunked_loss:
+        wrong.append("execution.chunked_loss=true")
+    if config.model.family == "vit" and wrong:
+        raise InfeasibleError(
+            f"a vit is spread over data and shards alone and has few logits: {', '.join(wrong)}.",
+            hint=f"Use layout.shard_parallel={layout.num_workers // layout.data_parallel} in their "
+            "place, and chunked_loss=false.",
         )
 
 

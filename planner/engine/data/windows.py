@@ -16,12 +16,12 @@ import torch
 from planner.engine.data.corpus import Corpus, load_corpora, unigram_entropy
 from planner.engine.data.order import WindowOrder, even_starts, mixture_counts, mixture_places
 from planner.errors import ConfigError
-from planner.trial import TrialConfig
+from planner.trial import ModelConfig, TrialConfig
 
 __all__ = ["Batch", "Windows"]
 
 Batch = tuple[torch.Tensor, torch.Tensor]
-"""Inputs and targets, for text each an int64 tensor of shape (B, T)."""
+"""Inputs and targets: tokens (B, T) and the next ones (B, T), or images (B, C, H, W) and classes (B,)."""
 
 
 @dataclass(slots=True)
@@ -80,6 +80,12 @@ class Windows:
             length=length,
             vocab_size=config.model.vocab_size,
         )
+
+    @classmethod
+    def blank(cls, model: ModelConfig, number: int) -> Batch:
+        """Return a batch of the right shapes that holds nothing."""
+        tokens = torch.zeros(number, model.sequence_length, dtype=torch.int64)
+        return tokens, tokens.clone()
 
     @property
     def content_hash(self) -> str:

@@ -9,44 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from planner.engine.models.layers import (
-    Block,
-    Linear,
-    PositionEmbedding,
-    TokenEmbedding,
-    held,
-    make_norm,
-)
+from planner.engine.models.layers import Linear, TokenEmbedding, held
+from planner.engine.models.transformer import Transformer
 from planner.trial import ModelConfig
 
 __all__ = ["Decoder"]
 
 
-class Decoder(nn.Module):
-    """A transformer over tokens; a pipeline stage is the same model with parts set to None.
-
-    Layers stand in a ModuleDict under their number in the whole model, so that every parameter has
-    the same name in every layout.
-    """
+class Decoder(Transformer):
+    """A transformer over tokens that predicts the next one."""
 
     def __init__(self, model: ModelConfig, compute: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.embedding: TokenEmbedding | None = TokenEmbedding(model.vocab_size, model.d_model)
-        self.positions: PositionEmbedding | None = (
-            PositionEmbedding(model.sequence_length, model.d_model)
-            if model.position == "learned"
-            else None
-        )
-        self.layers = nn.ModuleDict({str(i): Block(model) for i in range(model.num_layers)})
-        self.norm: nn.Module | None = make_norm(model)
-        self.head: Linear | None = (
-            None if model.tied_head else Linear(model.d_model, model.vocab_size, bias=False)
-        )
-        self.compute = compute
+        super().__init__(model, compute)
+        self.embedding = TokenEmbedding(model.vocab_size, model.d_model)
+        self.head = None if model.tied_head else Linear(model.d_model, model.vocab_size, bias=False)
         self.is_untied = not model.tied_head
-        self.dropout = model.dropout
-        self.logit_scale = 1.0
-        self.label_smoothing = 0.0
 
     def forward(
         self, tokens_BT: torch.Tensor, targets_BT: torch.Tensor | None = None

@@ -166,7 +166,7 @@ def rotate(x_BHTK: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.
 
 
 class Attention(nn.Module):
-    """Causal self-attention with grouped keys and values; heads are counted from the tensors."""
+    """Self-attention with grouped keys and values; heads are counted from the tensors."""
 
     context: ContextPart | None = None
     """Which tokens of a sequence there are, where workers share it."""
@@ -180,6 +180,7 @@ class Attention(nn.Module):
         self.wo = Linear(width, width, bias=model.bias)
         self.head_dim = model.head_dim
         self.uses_rope = model.position == "rope"
+        self.is_causal = model.is_causal
         self.dropout = model.dropout
 
     def forward(self, x_BTD: torch.Tensor) -> torch.Tensor:
@@ -198,7 +199,7 @@ class Attention(nn.Module):
         else:
             out_BHTK = F.scaled_dot_product_attention(
                 q, k, v,
-                is_causal=True, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1],
+                is_causal=self.is_causal, dropout_p=dropout, enable_gqa=k.shape[1] != q.shape[1],
             )  # fmt: skip
         return self.wo(out_BHTK.transpose(1, 2).reshape(batch, length, -1))
 

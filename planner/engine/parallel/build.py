@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from planner.engine.models import build_model
-from planner.engine.models.decoder import Decoder
 from planner.engine.models.initialise import materialise
 from planner.engine.models.layers import Block
+from planner.engine.models.transformer import Transformer
 from planner.engine.parallel.groups import Groups
 from planner.engine.precision import REDUCE_DTYPES, set_products
 from planner.trial import TrialConfig
@@ -28,7 +28,7 @@ __all__ = ["LocalModel", "build_local_model"]
 class LocalModel:
     """What one worker holds of a model."""
 
-    stages: dict[int, Decoder]
+    stages: dict[int, Transformer]
     """Pipeline stage -> module; one entry, 0, without a pipeline."""
     split: set[str] = field(default_factory=set)
     """Names of the parameters of which each worker of a tensor group holds a part."""
@@ -82,7 +82,7 @@ def build_local_model(
     return local
 
 
-def _set_execution(stages: Iterable[Decoder], config: TrialConfig) -> None:
+def _set_execution(stages: Iterable[Transformer], config: TrialConfig) -> None:
     """Tell the blocks what to compute again, and compile them where asked."""
     recompute = None
     if config.execution.activation_checkpointing != "none":
@@ -118,7 +118,7 @@ def _split_tensors(local: LocalModel, groups: Groups) -> None:
 
 
 def _finish(
-    stage: Decoder,
+    stage: Transformer,
     config: TrialConfig,
     groups: Groups,
     device: torch.device,

@@ -21,7 +21,7 @@ from torch.nn.attention.bias import causal_lower_right
 from planner.engine.models.layers import Attention
 
 if TYPE_CHECKING:
-    from planner.engine.models.decoder import Decoder
+    from planner.engine.models.transformer import Transformer
     from planner.engine.parallel.groups import Groups
 
 __all__ = ["ContextPart", "split_context"]
@@ -99,7 +99,7 @@ class ContextPart:
         return keys, values
 
 
-def split_context(model: Decoder, groups: Groups) -> None:
+def split_context(model: Transformer, groups: Groups) -> None:
     """Tell a model which tokens it sees."""
     part = ContextPart.of(groups)
     if model.positions is not None:

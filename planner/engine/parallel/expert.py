@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
-from planner.engine.models.decoder import Decoder
 from planner.engine.models.experts import Experts
+from planner.engine.models.transformer import Transformer
 from planner.engine.parallel.groups import Groups
 
 __all__ = ["spread_experts"]
 
 
-def spread_experts(model: Decoder, groups: Groups) -> None:
+def spread_experts(model: Transformer, groups: Groups) -> None:
     """Replace the matrices of all experts by those of this worker's run of experts."""
     mesh = groups.sub_mesh("expert")
     rank, size = groups.rank("expert"), groups.layout.expert_parallel

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed import pipelining
 
-from planner.engine.models.decoder import Decoder
+from planner.engine.models.transformer import Transformer
 from planner.engine.parallel.groups import Groups
 from planner.trial import ParallelLayout, TrialConfig
 
@@ -44,7 +44,7 @@ def own_stages(layout: ParallelLayout, pipeline_rank: int) -> list[int]:
     return [pipeline_rank + chunk * workers for chunk in range(chunks)]
 
 
-def cut(model: Decoder, stage: int, num_stages: int) -> Decoder:
+def cut(model: Transformer, stage: int, num_stages: int) -> Transformer:
     """Return a stage: the model without the parts that other stages hold, names unchanged."""
     part = copy.copy(model)
     part._modules = dict(model._modules)
@@ -70,7 +70,7 @@ class Pipeline:
 
     def __init__(
         self,
-        stages: dict[int, Decoder],
+        stages: dict[int, Transformer],
         config: TrialConfig,
         groups: Groups,
         device: torch.device,

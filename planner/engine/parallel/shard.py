@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from planner.engine.models.decoder import Decoder
+from planner.engine.models.layers import Block
 from planner.engine.parallel.groups import Group, Groups
 from planner.trial import ParallelLayout
 
@@ -49,9 +49,7 @@ def _reshards(layout: ParallelLayout, module: nn.Module) -> bool:
     Not in a pipeline, where every micro-batch would gather them again, nor for what is used last
     in the forward pass and first in the backward pass.
     """
-    return (
-        layout.zero_stage == 3 and layout.pipeline_parallel == 1 and not isinstance(module, Decoder)
-    )
+    return layout.zero_stage == 3 and layout.pipeline_parallel == 1 and isinstance(module, Block)
 
 
 class Partition:

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
-from planner.engine.models.decoder import Decoder
 from planner.engine.models.layers import Linear
+from planner.engine.models.transformer import Transformer
 from planner.engine.parallel.groups import Groups
 
 __all__ = ["TensorParallel", "parallel_cross_entropy"]
@@ -106,7 +106,7 @@ class TensorParallel:
         self.rank, self.size = groups.rank("tensor"), groups.layout.tensor_parallel
         self.sequence = groups.layout.sequence_parallel
 
-    def apply(self, model: Decoder) -> None:
+    def apply(self, model: Transformer) -> None:
         """Replace parameters by this worker's parts and put the communication in place."""
         if model.embedding is not None:
             self._split(model.embedding, "weight", 0)
