@@ -18,7 +18,7 @@ from planner.objectives import violations_of
 from planner.run_folder import RunFolder
 from planner.search_space import value_at
 from planner.study import Study
-from planner.trial import TrialResult, TrialState
+from planner.trial import BPE, TrialResult, TrialState
 
 __all__ = ["Copy", "CurvePoint", "Results", "read_results"]
 
@@ -69,10 +69,11 @@ _INTEGERS: Final = frozenset(
     {"generation", "num_workers", "num_params", "num_params_non_embedding", "train_tokens", "num_steps",
      "num_attempts", "attempt"}
 )  # fmt: skip
-_ASKED: Final = ("learning_rate", "tokens_per_step", "unique_tokens")
+_ASKED: Final = ("learning_rate", "tokens_per_step", "unique_tokens", "tokenizer")
 _TEXTS: Final = frozenset(
-    {"donor", "changed", "trial", "state", "reason", "config", "metrics", "energy_source"}
-)
+    {"donor", "changed", "trial", "state", "reason", "config", "metrics", "energy_source",
+     "tokenizer"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,7 +153,8 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 def trials_frame(trials: Iterable[TrialResult], parameters: Sequence[str]) -> pd.DataFrame:
     """Return one row per trial: what varied, the columns of TrialResult, then what fits ask for.
 
-    The last are `learning_rate`, `tokens_per_step` and `unique_tokens`, also where they were fixed.
+    The last are `learning_rate`, `tokens_per_step`, `unique_tokens` and `tokenizer`, also where they
+    were fixed.
     """
     kept = list(trials)
     rows = [
@@ -181,7 +183,17 @@ def _asked_of(trial: TrialResult) -> dict[str, object]:
         "learning_rate": value_at(trial.config, "optimizer.learning_rate"),
         "tokens_per_step": None if None in factors else prod(factors),
         "unique_tokens": trial.metrics.get("unique_tokens"),
+        "tokenizer": _tokenizer(trial),
     }
+
+
+def _tokenizer(trial: TrialResult) -> str | None:
+    """Return how a trial's text became tokens; None for images and for files of tokens."""
+    if trial.val_bits_per_byte is None:
+        return None
+    name = value_at(trial.config, "data.tokenizer")
+    vocabulary = value_at(trial.config, "model.vocab_size")
+    return f"{name}-{vocabulary}" if name == BPE else None if name is None else str(name)
 
 
 def _cell(value: object) -> object:

@@ -103,3 +103,20 @@ def test_a_run_remembers_its_study(small_study, tmp_path):
     folder = RunFolder.create(small_study, root=tmp_path)
     assert RunFolder.open("small", tmp_path).load_study() == small_study
     assert RunFolder.open(str(folder.path)) == folder
+
+
+def test_the_table_says_which_tokenizer_a_loss_is_of(results):
+    config = results.trials[0].config
+    with_bpe = {
+        **config,
+        "data": {**config["data"], "tokenizer": "bpe"},
+        "model": {**config["model"], "vocab_size": 512},
+    }
+    bytes_trial = dataclasses.replace(results.trials[0], val_bits_per_byte=4.0)
+    trials = (
+        bytes_trial,
+        dataclasses.replace(bytes_trial, config=with_bpe),
+        results.trials[0],
+    )
+    frame = dataclasses.replace(results, trials=trials).to_frame()
+    assert frame["tokenizer"].fillna("none").tolist() == ["bytes", "bpe-512", "none"]

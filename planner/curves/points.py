@@ -152,7 +152,8 @@ def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None 
 
     Raises:
         ConfigError: A required column is missing, a number is text, or num_params, num_tokens or
-            train_flops of a usable row is not positive and finite.
+            train_flops of a usable row is not positive and finite, or losses are of several
+            tokenizers.
     """
     names = _column_names(list(map(str, table.columns)), column_map or {})
     dropped: dict[str, int] = {}
@@ -163,6 +164,7 @@ def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None 
             dropped[f"state is {state}"] = int((states == state).sum())
         mask &= states == COMPLETED
     kept = table.loc[mask]
+    _require_one_tokenizer(kept, names["loss"])
     numbers = {name: _numbers(kept, column) for name, column in names.items() if name != "run"}
     values: dict[str, Any] = {
         name: column
@@ -233,6 +235,19 @@ def _require_positive(points: Points) -> None:
                 if overflow
                 else "Correct these rows, or leave them out of the table.",
             )
+
+
+def _require_one_tokenizer(table: pd.DataFrame, loss: str) -> None:
+    """Refuse losses per token of several tokenizers: a longer token costs more nats."""
+    if "tokenizer" not in table.columns or loss == "val_bits_per_byte":
+        return
+    found = sorted(table["tokenizer"].dropna().astype(str).unique())
+    if len(found) > 1:
+        raise ConfigError(
+            f"losses in nats per token of different tokenizers do not compare: the rows have "
+            f"{', '.join(found)}.",
+            hint="Fit bits per byte, --map loss=val_bits_per_byte, or the rows of one tokenizer.",
+        )
 
 
 def _without_duplicates(points: Points) -> Points:

@@ -26,8 +26,8 @@ class VisionTransformer(Transformer):
         super().__init__(model, compute)
         self.patch_pixels = model.patch_pixels
         width = model.image_channels * model.patch_pixels**2
-        self.patches = Linear(width, model.d_model)
-        self.head = Linear(model.d_model, model.num_classes)
+        self.patches = Linear(width, model.d_model, bias=True)
+        self.head = Linear(model.d_model, model.num_classes, bias=True)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
         """Return logits (B, classes)."""
