@@ -13,8 +13,11 @@ import os
 import statistics
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -23,11 +26,12 @@ import torch
 from plain_gpt import PlainGpt, PlainTrainer
 
 from planner.engine import train
+from planner.engine.data.corpus import load_corpus
 from planner.engine.parallel.workers import Workers
 from planner.engine.schedules import learning_rate_factor
 from planner.engine.step import Stepper
 from planner.engine.tasks import load_samples
-from planner.trial import TrialConfig
+from planner.trial import DataConfig, TrialConfig
 
 SHAPES = {"ctx 64, 12 sequences": (64, 12), "ctx 256, 16 sequences": (256, 16)}
 LAYERS, HEADS, WIDTH = 4, 4, 128
@@ -118,15 +122,53 @@ def start_up() -> None:
 
 
 def data(rounds: int) -> None:
-    """Print what reading a batch takes of a step."""
-    print("| shape | batch, CPU ms | step, CPU ms | share |")
+    """Print what reading a batch takes of a step, and what making the tokens takes once."""
+    tests = str(Path(sysconfig.get_path("stdlib"), "test"))
+    mixture = {
+        "library": {"corpus": "python-stdlib", "weight": 3},
+        "tests": {"corpus": tests, "weight": 1},
+    }
+    sources: dict[str, tuple[dict[str, object], int]] = {
+        "bytes": ({}, 256),
+        "BPE of 4,096 tokens": ({"tokenizer": "bpe"}, 4096),
+        "mixture of two, bytes": ({"mixture": mixture, "invalid_text": "drop"}, 256),
+    }
+    print("| shape | tokens | batch, CPU ms | step, CPU ms | share |")
+    print("|---|---|---|---|---|")
+    for shape, (length, sequences) in SHAPES.items():
+        base = trial(length, sequences)
+        for name, (fields, vocabulary) in sources.items():
+            model = base.model.replace(vocab_size=vocabulary)
+            config = base.replace(data=fields, model=model)
+            stepper = make_stepper(config)
+            read = stepper.samples.training
+            steps = [lambda n, r=read, s=sequences: r(n * s, s), engine_step(stepper)]
+            batch, step = median_cpu_seconds(steps, rounds)
+            print(
+                f"| {shape} | {name} | {batch * 1e3:.2f} | {step * 1e3:.1f} | {batch / step:.1%} |"
+            )
+    print()
+    _preparation()
+
+
+def _preparation() -> None:
+    """Print the CPU seconds that making tokens of the standard library takes, nothing being kept."""
+    print("| made once, then kept | CPU seconds | documents | tokens |")
     print("|---|---|---|---|")
-    for name, (length, sequences) in SHAPES.items():
-        stepper = make_stepper(trial(length, sequences))
-        read = stepper.samples.training
-        steps = [lambda n, r=read, s=sequences: r(n * s, s), engine_step(stepper)]
-        batch, step = median_cpu_seconds(steps, rounds)
-        print(f"| {name} | {batch * 1e3:.2f} | {step * 1e3:.1f} | {batch / step:.1%} |")
+    for name, fields, vocabulary in (
+        ("bytes", {}, 256),
+        ("bytes, near-duplicates left out", {"near_duplicate_similarity": 0.8}, 256),
+        ("BPE of 4,096 tokens", {"tokenizer": "bpe"}, 4096),
+    ):
+        with tempfile.TemporaryDirectory() as cache:
+            os.environ["XDG_CACHE_HOME"] = cache
+            start = time.process_time()
+            corpus = load_corpus(DataConfig(**fields), vocabulary)
+            seconds = time.process_time() - start
+        left_out = ", ".join(f"{n} {reason}" for reason, n in corpus.left_out.items() if n)
+        number = len(corpus.train) + len(corpus.validation)
+        print(f"| {name} | {seconds:.1f} | without {left_out or 'none'} | {number:,} |")
+    del os.environ["XDG_CACHE_HOME"]
     print()
 
 
