@@ -66,6 +66,10 @@ class DataConfig(Config):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the documents (or, of one file, of its end) held back for validation."""
 
+    def __hash__(self) -> int:
+        # A mapping has no hash of its own, and a configuration is a key in caches.
+        return hash(self.model_dump_json())
+
     @property
     def sources(self) -> dict[str, SourceConfig]:
         """The corpora by name; `corpus` alone stands under the empty name."""

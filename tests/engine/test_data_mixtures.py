@@ -163,6 +163,12 @@ def test_a_mixture_is_given_in_one_way(small, data, message):
         small().replace(data=data)
 
 
+def test_a_trial_on_a_mixture_can_be_a_key(mixed, small):
+    one, other = small().replace(**mixed), small().replace(**mixed)
+    assert {one: 1}[other] == 1
+    assert small() not in {one: 1}
+
+
 def test_a_space_sweeps_the_weights_of_a_mixture(tmp_path, mixture):
     study = {
         "name": "mixing", "budget": {"device_hours": 1},
