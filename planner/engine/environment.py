@@ -31,6 +31,7 @@ def worker_environment(config: TrialConfig, *, cuda_devices: str | None = None) 
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OMP_WAIT_POLICY": "PASSIVE",
+        "RAYON_NUM_THREADS": threads,  # of the tokenizers
     }
     if cuda_devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = cuda_devices
