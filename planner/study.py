@@ -38,6 +38,7 @@ from planner.search_space import SearchSpace, merge, quasi_random_points, value_
 from planner.trial import TrialConfig
 
 __all__ = [
+    "CheckpointPolicy",
     "MetricConstraint",
     "Objective",
     "SchedulerConfig",
@@ -94,6 +95,16 @@ ONE_OBJECTIVE: Final = ("cmaes", "cost_aware", "bohb", "pbt", "pb2")
 """Algorithms and schedulers that know one objective only."""
 
 
+class CheckpointPolicy(Config):
+    """Which checkpoints of a run are kept. What a trial goes on from is never dropped."""
+
+    max_bytes: PositiveFloat | None = None
+    """Most bytes of all checkpoints; the least useful are dropped first: former ones, then those of
+    trials that were cut, then those of finished trials from the worst to the best."""
+    keep_best: Count | None = None
+    """Ended trials that keep their checkpoint, the best ones; by default all."""
+
+
 class SearchConfig(Config):
     """How the next trial is chosen."""
 
@@ -121,6 +132,7 @@ class SearchConfig(Config):
     """Further attempts of a trial that failed through no fault of its configuration."""
     max_silence_seconds: PositiveFloat = 1800.0
     """Longest time between two reports of a trial before its attempt counts as hung and is ended."""
+    checkpoints: CheckpointPolicy = CheckpointPolicy()
 
     @model_validator(mode="after")
     def _ends(self) -> Self:

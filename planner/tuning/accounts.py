@@ -59,19 +59,14 @@ class Accounts:
         self.budget = self.budget.plus(extra)
         self._limits = self.budget.limits()
 
-    def open_attempt(self, record: TrialRecord, now: float) -> None:
-        """Begin an attempt of a trial where it stands: it burns time from now on."""
-        attempt = Attempt(
-            start_seconds=now,
-            num_workers=record.num_workers,
-            start_flops=record.flops,
-            flops=record.flops,
-        )
+    def open_attempt(self, record: TrialRecord) -> None:
+        """Begin an attempt of a trial where it stands: it burns nothing while it waits."""
+        flops = record.flops
+        attempt = Attempt(num_workers=record.num_workers, start_flops=flops, flops=flops)
         record.attempts.append(attempt)
         self._num_open += 1
-        self._turn(record, attempt, 1.0)
 
-    def restart_attempt(self, record: TrialRecord, now: float, start_flops: float) -> None:
+    def start_attempt(self, record: TrialRecord, now: float, start_flops: float) -> None:
         """Count the running attempt from now, when its workers are up, and from its checkpoint."""
         attempt = record.attempts[-1]
         self._turn(record, attempt, -1.0)
@@ -102,9 +97,11 @@ class Accounts:
 
     def _turn(self, record: TrialRecord, attempt: Attempt, sign: float) -> None:
         """Put a running attempt on the meters, or with -1 take it off."""
-        rate = sign * attempt.num_workers / SECONDS_PER_HOUR
-        since = attempt.start_seconds
         self._open_flops += sign * attempt.burnt_flops()
+        since = attempt.start_seconds
+        if since is None:
+            return
+        rate = sign * attempt.num_workers / SECONDS_PER_HOUR
         self._meters["device_hours"].change(rate, since)
         self._meters["usd"].change(rate * record.usd_per_device_hour, since)
         self._meters["kwh"].change(rate * record.kwh_per_device_hour, since)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
+from planner.errors import PlannerError
 from planner.run_folder import RunFolder
+from planner.tuning.checkpoints import CheckpointStore
 from planner.tuning.core import Launch, Sweep
 
 __all__ = ["HEARTBEAT_SECONDS", "Driver", "Executor", "Interruption", "StudyClock"]
 
 HEARTBEAT_SECONDS: Final = 2.0
 """Longest time between two lines of the ledger while trials run."""
+_TIDY_SECONDS: Final = 0.05
+"""A look at the checkpoints that takes longer is not repeated at every report."""
+_TIDY_REST: Final = 20.0
+"""Rest between two looks at the checkpoints, in times of what the last one took."""
 
 
 class StudyClock:
@@ -77,27 +80,33 @@ class Driver:
     ) -> None:
         self.sweep, self.folder, self.clock = sweep, folder, clock
         self.interruption = interruption
+        self.checkpoints = CheckpointStore(folder.checkpoints, sweep.study.search.checkpoints)
+        self._num_tidied, self._next_tidy = 0, 0.0
+        self.lost: PlannerError | None = None
+        """Why the session cannot go on, if it cannot."""
         self._beat = clock.now()
 
-    def checkpoint_dir(self, trial: str) -> Path:
-        """Return where a trial's checkpoints are."""
-        return self.folder.checkpoints / trial
+    def lose_cluster(self, error: PlannerError) -> None:
+        """Hear that what the trials run on is gone: the session ends, and the error is raised."""
+        self.lost = error
+        self.sweep.interrupt(error.message, self.clock.now())
 
     def next_launch(self) -> Launch | None:
         """Return a trial to start now, with the checkpoints in place that it goes on from."""
-        return self.sweep.next_launch(self.clock.now(), prepare=self._copy_checkpoint)
+        return self.sweep.next_launch(self.clock.now(), prepare=self.checkpoints.copy)
 
-    def _copy_checkpoint(self, trial: str, donor: str) -> None:
-        """Give a trial the newest checkpoint of another in the place of its own."""
-        steps = sorted(self.checkpoint_dir(donor).glob("step-*/state.json"))
-        if not steps:
+    def tidy(self, *, at_once: bool = False) -> None:
+        """Drop the checkpoints that the policy does not keep, if there may be new ones."""
+        count, begun = self.sweep.num_changes, time.monotonic()
+        is_early = begun < self._next_tidy and not at_once
+        if count == self._num_tidied or is_early or not self.checkpoints.is_limited:
             return
-        newest, target = steps[-1].parent, self.checkpoint_dir(trial)
-        copied = target.with_name(f".{trial}.copied")
-        shutil.rmtree(copied, ignore_errors=True)
-        shutil.copytree(newest, copied / newest.name)
-        shutil.rmtree(target, ignore_errors=True)
-        copied.rename(target)
+        self._num_tidied = count
+        problem = self.checkpoints.tidy(self.sweep)
+        if problem is not None:
+            self.sweep.note(problem, self.clock.now())
+        took = time.monotonic() - begun
+        self._next_tidy = begun + _TIDY_REST * took if took > _TIDY_SECONDS else 0.0
 
     def tick(self) -> bool:
         """Let time pass; return whether the session must end now."""
@@ -105,6 +114,7 @@ class Driver:
         if self.interruption.signal is not None and not self.sweep.is_stopping:
             self.sweep.interrupt(self.interruption.signal.name, now)
         self.sweep.tick(now)
+        self.tidy()
         if now - self._beat >= HEARTBEAT_SECONDS:
             self._beat = now
             self.sweep.heartbeat(now)
@@ -125,15 +135,3 @@ class Executor(Protocol):
     def close(self) -> None:
         """Let go of what it holds."""
         ...
-
-
-def checkpoint_report(folder: Path) -> dict[str, Any]:
-    """Return the last report that the newest checkpoint of a trial holds; empty without one."""
-    states = sorted(folder.glob("step-*/state.json"))
-    if not states:
-        return {}
-    try:
-        report = json.loads(states[-1].read_text(encoding="utf-8")).get("report")
-    except (OSError, ValueError):
-        return {}
-    return dict(report) if isinstance(report, dict) else {}

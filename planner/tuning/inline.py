@@ -9,7 +9,7 @@ from typing import Any
 from planner.errors import ConfigError, InfeasibleError
 from planner.trial import TrialResult
 from planner.tuning.core import Launch
-from planner.tuning.driving import Driver, checkpoint_report
+from planner.tuning.driving import Driver
 from planner.tuning.records import Decision
 
 __all__ = ["InlineExecutor", "Train"]
@@ -53,8 +53,7 @@ def _engine() -> Train:
 
 def _run_trial(driver: Driver, launch: Launch, train: Train) -> None:
     sweep, clock = driver.sweep, driver.clock
-    folder = driver.checkpoint_dir(launch.trial)
-    held = checkpoint_report(folder)
+    held = driver.checkpoints.report(launch.trial)
     sweep.workers_started(launch.trial, clock.now(), float(held.get("train_flops") or 0.0))
 
     def on_metrics(metrics: dict[str, Any]) -> bool:
@@ -71,7 +70,7 @@ def _run_trial(driver: Driver, launch: Launch, train: Train) -> None:
             trial=launch.trial,
             on_metrics=on_metrics,
             report_at_flops=launch.report_at_flops,
-            checkpoint_dir=folder,
+            checkpoint_dir=driver.checkpoints.of(launch.trial),
             resume=True,
         )
     except (ConfigError, InfeasibleError) as error:

@@ -7,16 +7,13 @@ they keep no state, and Tune's saved state is never read. One trial of Tune is o
 from __future__ import annotations
 
 import json
-import logging
 import os
-import secrets
-import socket
 from typing import Any, Final
 
-from planner.errors import ClusterUnreachableError, InfeasibleError
+from planner.errors import InfeasibleError
 from planner.trial import TrialResult, TrialState
 from planner.tuning.core import Launch
-from planner.tuning.driving import Driver, checkpoint_report
+from planner.tuning.driving import Driver
 from planner.tuning.records import Decision
 
 _ENVIRONMENT: Final = {
@@ -42,11 +39,10 @@ from ray import tune  # noqa: E402
 from ray.tune.schedulers import TrialScheduler  # noqa: E402
 from ray.tune.search import Searcher  # noqa: E402
 
+from planner.tuning.ray_cluster import ClusterWatch, connect  # noqa: E402
 from planner.tuning.trainable import Order, TrialActor  # noqa: E402
 
 __all__ = ["RayExecutor"]
-
-_KNOCK_SECONDS: Final = 5.0
 
 
 class RayExecutor:
@@ -72,7 +68,9 @@ class RayExecutor:
         """
         self._device = device
         if not ray.is_initialized():
-            self._connect(wanted)
+            address = self._address or os.environ.get("RAY_ADDRESS")
+            connect(address, wanted if device == "CPU" else None)
+            self._is_ours = True
         there = int(ray.cluster_resources().get(device, 0))
         if there < 1:
             raise InfeasibleError(
@@ -81,25 +79,13 @@ class RayExecutor:
             )
         return min(wanted, there)
 
-    def _connect(self, wanted: int) -> None:
-        address = self._address or os.environ.get("RAY_ADDRESS")
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address:
-            _knock(address)
-            try:
-                ray.init(address=address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                raise _unreachable(address, str(error).splitlines()[0]) from error
-        else:
-            _guard_local_cluster()
-            cpus = wanted if self._device == "CPU" else None
-            ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
-        self._is_ours = True
-
     def run(self, driver: Driver) -> None:
         """Let Tune run until nothing is left or the session must end."""
-        desk = _Desk(driver, self._trainer, self._device)
+        with ClusterWatch(driver.folder.name, self._device) as watch:
+            self._run(driver, watch)
+
+    def _run(self, driver: Driver, watch: ClusterWatch) -> None:
+        desk = _Desk(driver, watch, self._trainer, self._device)
         driver.folder.tune.mkdir(parents=True, exist_ok=True)
         tuner = tune.Tuner(
             tune.with_resources(TrialActor, _bundles),
@@ -128,39 +114,6 @@ class RayExecutor:
             ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Refuse an address where nothing listens at once; Ray itself tries for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
-    except OSError as error:
-        raise _unreachable(address, error.strerror or str(error)) from error
-
-
-def _unreachable(address: str, reason: str) -> ClusterUnreachableError:
-    return ClusterUnreachableError(
-        f"no Ray cluster answers at {address!r}: {reason}",
-        hint="Start one with: ray start --head\n  Or leave the address out: Ray then starts on this "
-        "machine for the run.",
-    )
-
-
-def _guard_local_cluster() -> None:
-    """Protect a cluster of our own by a token that lives as long as this process.
-
-    Without this Ray writes a token into the home directory and uses it from then on for every
-    cluster on this machine, which locks out clients that do not expect it.
-    """
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        from ray._raylet import Config  # type: ignore[attr-defined]
-
-        Config.initialize("")  # what Ray does itself after it changes the mode
-
-
 def _bundles(config: dict[str, Any]) -> tune.PlacementGroupFactory:
     """Return one bundle per worker."""
     order = Order.from_json(config["order"])
@@ -171,8 +124,9 @@ def _bundles(config: dict[str, Any]) -> tune.PlacementGroupFactory:
 class _Desk:
     """Joins Tune's trials to the core's."""
 
-    def __init__(self, driver: Driver, trainer: str, device: str) -> None:
-        self.driver, self._trainer, self._device = driver, trainer, device
+    def __init__(self, driver: Driver, watch: ClusterWatch, trainer: str, device: str) -> None:
+        self.driver, self._watch = driver, watch
+        self._trainer, self._device = trainer, device
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune saves its adapters, and the ledger is the state."""
@@ -192,12 +146,19 @@ class _Desk:
             attempt=launch.attempt,
             config=launch.config.model_dump(mode="json"),
             report_at_flops=launch.report_at_flops,
-            checkpoint_dir=str(self.driver.checkpoint_dir(launch.trial)),
+            checkpoint_dir=str(self.driver.checkpoints.of(launch.trial)),
             trainer=self._trainer,
             num_workers=launch.config.layout.num_workers,
             device=self._device,
             max_silence_seconds=self.driver.sweep.study.search.max_silence_seconds,
         )
+
+    def tick(self) -> bool:
+        """Let time pass; return whether the session must end now."""
+        error = self._watch.error()
+        if error is not None and self.driver.lost is None:
+            self.driver.lose_cluster(error)
+        return self.driver.tick()
 
     @property
     def is_over(self) -> bool:
@@ -216,7 +177,7 @@ class _Desk:
             return
         trial = name.rpartition("-")[0]
         sweep, clock = self.driver.sweep, self.driver.clock
-        held = checkpoint_report(self.driver.checkpoint_dir(trial))
+        held = self.driver.checkpoints.report(trial)
         flops = float(held.get("train_flops") or 0.0)
         sweep.workers_started(trial, clock.now(), flops)
         if flops > sweep.trials[trial].flops:
@@ -333,7 +294,7 @@ class _TuneStopper(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Return whether the session must end now."""
-        return self._desk.driver.tick()
+        return self._desk.tick()
 
 
 class _TuneCallback(tune.Callback):

@@ -36,9 +36,9 @@ MEASURED: Final = frozenset(f.name for f in fields(TrialResult)) - {
 class Attempt:
     """One execution of a trial, from the start of its workers to their end."""
 
-    start_seconds: float
-    """Study clock."""
     num_workers: int
+    start_seconds: float | None = None
+    """Study clock when its workers were up; until then it burns nothing."""
     end_seconds: float | None = None
     start_flops: float = 0.0
     """Compute that its checkpoint held."""
@@ -51,9 +51,10 @@ class Attempt:
 
     def elapsed_seconds(self, now: float) -> float:
         """Return how long it ran, or has run until now."""
-        return max(
-            0.0, (now if self.end_seconds is None else self.end_seconds) - self.start_seconds
-        )
+        if self.start_seconds is None:
+            return 0.0
+        end = now if self.end_seconds is None else self.end_seconds
+        return max(0.0, end - self.start_seconds)
 
     def burnt_flops(self) -> float:
         """Return the compute it spent, work that was lost after its last report included.
@@ -62,11 +63,12 @@ class Attempt:
         own rate. An attempt that ended with a report has none.
         """
         reported = max(0.0, self.flops - self.start_flops)
-        if self.end_seconds is None or self.report_seconds is None or not reported:
+        start, end = self.start_seconds, self.end_seconds
+        if start is None or end is None or self.report_seconds is None or not reported:
             return max(reported, self.kept_flops - self.start_flops)
-        busy = self.report_seconds - self.start_seconds
+        busy = self.report_seconds - start
         rate = reported / busy if busy > 0 else 0.0
-        lost = rate * max(0.0, self.end_seconds - self.report_seconds)
+        lost = rate * max(0.0, end - self.report_seconds)
         return max(reported + lost, self.kept_flops - self.start_flops)
 
 

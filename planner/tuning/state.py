@@ -56,6 +56,8 @@ class SweepState:
         self.trials: dict[str, TrialRecord] = {}
         self.reports: list[Line] = []
         """Every report, with what the study had spent by then."""
+        self.num_changes = 0
+        """Reports and ends of trials, after which checkpoints may be there to drop."""
         self.now = 0.0
         self.num_sessions = 0
         self.is_stopping = False
@@ -151,7 +153,7 @@ class SweepState:
         record = self.trials[line["trial"]]
         record.state = TrialState.RUNNING
         self._running[record.trial] = record
-        self.accounts.open_attempt(record, self.now)
+        self.accounts.open_attempt(record)
         position = self._waiting.index(record.trial)
         for trial in self._waiting[:position]:
             self.trials[trial].passed_over += 1
@@ -162,9 +164,10 @@ class SweepState:
         record = self.trials[line["trial"]]
         if not record.lineage:
             self.accounts.found_checkpoint(record, float(line["flops"]))
-        self.accounts.restart_attempt(record, self.now, float(line["flops"]))
+        self.accounts.start_attempt(record, self.now, float(line["flops"]))
 
     def _on_report(self, line: Line) -> None:
+        self.num_changes += 1
         record = self.trials[line["trial"]]
         metrics = line["metrics"]
         flops = float(metrics.get("train_flops") or 0.0)
@@ -188,6 +191,7 @@ class SweepState:
                 self._verdicts[record.trial] = verdict
 
     def _on_ended(self, line: Line) -> None:
+        self.num_changes += 1
         record = self.trials[line["trial"]]
         record.observe(line.get("metrics") or {})
         record.state = TrialState(line["state"])

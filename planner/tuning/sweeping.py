@@ -66,7 +66,7 @@ def sweep(
         InfeasibleError: Nothing in the space can run on the cluster.
         BudgetError: The budget cannot pay for the cheapest trial.
         TrialError: Trials fail for one reason, which is said.
-        ClusterUnreachableError: No cluster answers at the address.
+        ClusterUnreachableError: No cluster answers at the address, or it is gone.
         SweepInterrupted: Ctrl-C or SIGTERM; `resume` goes on.
     """
     outlook = plan(study)
@@ -112,7 +112,7 @@ def resume(
         NotFoundError: There is no such run.
         ConfigError: The study was changed, or another process drives the run.
         TrialError: The ledger is damaged, or trials fail for one reason.
-        ClusterUnreachableError: No cluster answers at the address.
+        ClusterUnreachableError: No cluster answers at the address, or it is gone.
         SweepInterrupted: Ctrl-C or SIGTERM.
     """
     folder = RunFolder.open(name, root)
@@ -182,7 +182,9 @@ def _session(
                 sweep.begin(clock.now(), added=added)
                 if torn is not None:
                     sweep.note(torn, clock.now())
-                executor.run(Driver(sweep, folder, clock, interruption))
+                driver = Driver(sweep, folder, clock, interruption)
+                executor.run(driver)
+                driver.tidy(at_once=True)
                 sweep.end_session(clock.now())
             results = results_of(sweep, folder)
             results.write()
@@ -191,6 +193,8 @@ def _session(
         executor.close()
     if interruption.signal is not None:
         raise SweepInterrupted(folder.name, 128 + interruption.signal)
+    if driver.lost is not None:
+        raise driver.lost
     _raise_if_hopeless(sweep, folder)
     return results
 

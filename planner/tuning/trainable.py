@@ -127,13 +127,15 @@ class TrialActor(tune.Trainable):
         """Let the trial go on, and return its next event, or after a while that it is alive."""
         if self._failed:
             raise RuntimeError(self._failed)
-        self._tell(True)
+        if self._is_delivered:  # or the trial would be a report ahead of what was decided
+            self._tell(True)
         try:
             event = self._events.get(timeout=_ALIVE_SECONDS)
         except queue.Empty:
             event = self._other_failed() or self._hung() or {"event": "alive"}
         if event["event"] != "alive":
             self._heard = time.monotonic()
+        self._is_delivered = event["event"] == "report"
         if event["event"] == "failed":
             self._failed = event["reason"]
         return {"payload": json.dumps(event), "done": event["event"] == "end"}
@@ -152,6 +154,8 @@ class TrialActor(tune.Trainable):
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._answers: queue.Queue[bool] = queue.Queue()
         self._is_waiting = threading.Event()
+        self._is_delivered = False
+        """Whether the driver has the last report, and calling again means to go on."""
         self._failed = None
         self._heard = time.monotonic()
         self._max_silence_seconds = Order.from_json(text).max_silence_seconds

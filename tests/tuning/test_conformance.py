@@ -312,42 +312,18 @@ def test_whatever_a_study_meets_nothing_is_lost_and_a_replay_decides_the_same(
 # The same decisions from every executor: here the simulator and this process.
 
 
-def small_study_of(make_study: MakeStudy, algorithm: str, scheduler: str) -> Study:
-    rate: dict[str, Any] = {"loguniform": [1e-4, 1e-1]}
-    if algorithm == "grid":
-        rate = {"choice": [1e-4, 1e-3, 1e-2, 1e-1]}
-    parameters = {
-        "optimizer.learning_rate": rate,
-        "layout.data_parallel": {"choice": [1, 2], "when": "optimizer.learning_rate > 5e-3"},
-    }
-    settings: dict[str, Any] = {"name": scheduler, "reduction_factor": 2}
-    if scheduler in POPULATIONS:
-        settings |= {"perturb": ["optimizer.learning_rate"], "quantile_fraction": 0.4}
-        settings |= {"interval_fraction": 0.25}
-    search = {"algorithm": algorithm, "scheduler": settings, "num_trials": 6, "max_concurrent": 1}
-    constraints = ["optimizer.learning_rate != 1e-4"]
-    space = {"name": "s", "parameters": parameters, "constraints": constraints}
-    return make_study(search_space=space, search=search)
-
-
-def decisions(lines: Sequence[Line]) -> list[tuple[Any, ...]]:
-    kinds = ("proposed", "started", "paused", "copied", "generation", "ended")
-    names = ("kind", "trial", "point", "state", "reason", "donor", "attempt")
-    return [tuple(line.get(n) for n in names) for line in lines if line["kind"] in kinds]
-
-
 @pytest.mark.parametrize(("algorithm", "scheduler"), PAIRS)
 def test_this_process_and_the_simulator_decide_alike(
     algorithm: str, scheduler: str, make_study: MakeStudy, tmp_path: Path, trainers: Any
 ) -> None:
-    study = small_study_of(make_study, algorithm, scheduler)
+    study = trainers.small_study_of(make_study, algorithm, scheduler)
     here = sweep(study, executor=InlineExecutor(trainers.follow), name="here", root=tmp_path)
     executor = SimulatedExecutor(trainers.Followed())
     made_up = sweep(study, executor=executor, name="made-up", root=tmp_path)
     lines, others = (read_lines(results.folder.ledger) for results in (here, made_up))
     check_order(study, lines)
     if algorithm != "cost_aware":  # it learns from the time that trials really take
-        assert decisions(lines) == decisions(others)
+        assert trainers.decisions(lines) == trainers.decisions(others)
         assert [t.val_loss for t in here.trials] == [t.val_loss for t in made_up.trials]
     for results in (here, made_up):
         assert all(results.count(s) == 0 for s in (TrialState.RUNNING, TrialState.PLANNED))

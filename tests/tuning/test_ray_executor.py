@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from planner.trial import TrialState
 from planner.tuning import resume, sweep
 from planner.tuning.ledger import Line, read_lines
 from planner.tuning.outcome import Progress
+from planner.tuning.simulated import SimulatedExecutor
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -50,10 +55,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
     import planner.tuning.ray_executor  # noqa: F401 -- it sets what Ray reads when it is loaded
 
-    context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    context = ray.init(
+        address="local", num_cpus=2, include_dashboard=False, log_to_driver=False
+    )  # fmt: skip
     yield context.address_info["gcs_address"]
     ray.shutdown()
     patch.undo()
+
+
+def ray_executor(trainer: str) -> Any:
+    from planner.tuning.ray_executor import RayExecutor  # only now: it loads ray
+
+    return RayExecutor(trainer=f"trainers:{trainer}")
 
 
 def children_of_ray() -> list[psutil.Process]:
@@ -161,14 +174,120 @@ def test_a_trial_that_hangs_is_ended_charged_and_tried_again(
 ) -> None:
     space = {"name": "s", "parameters": {"optimizer.learning_rate": {"choice": [2e-3]}}}
     search = {"algorithm": "grid", "max_silence_seconds": 3.0}
-    from planner.tuning.ray_executor import RayExecutor
-
-    executor = RayExecutor(trainer="trainers:hang_once")
+    executor = ray_executor("hang_once")
     results = sweep(make_study(search_space=space, search=search), executor=executor, root=tmp_path)
     assert [trial.state for trial in results.trials] == [TrialState.COMPLETED]
     assert results.trials[0].num_attempts == 2
     lost = next(line for line in lines_of(tmp_path, "tiny") if line["kind"] == "lost")
     assert lost["reason"] == "no report for 3 s: the trial hangs"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "scheduler"), [("random", "asha"), ("grid", "pbt"), ("bayesian", "bohb")]
+)
+def test_ray_and_the_simulator_decide_alike(
+    cluster: str, make_study: MakeStudy, tmp_path: Path, trainers: Any,
+    algorithm: str, scheduler: str,
+) -> None:  # fmt: skip
+    study = trainers.small_study_of(make_study, algorithm, scheduler)
+    sweep(study, executor=ray_executor("follow"), name="real", root=tmp_path)
+    executor = SimulatedExecutor(trainers.Followed())
+    sweep(study, executor=executor, name="made-up", root=tmp_path)
+    real, made_up = (lines_of(tmp_path, name) for name in ("real", "made-up"))
+    assert trainers.decisions(real) == trainers.decisions(made_up)
+
+
+def raylets(address: str) -> set[psutil.Process]:
+    """Return the nodes of a cluster: one process each, all on this machine."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.name() == "raylet" and any(address in a for a in process.cmdline()):
+                found.add(process)
+    return found
+
+
+def test_a_node_that_dies_costs_its_trial_an_attempt_and_the_others_nothing(
+    cluster: str, make_study: MakeStudy, tmp_path: Path, trainers: Any
+) -> None:
+    head = raylets(cluster)
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--address", cluster,
+               "--num-cpus", "1", "--disable-usage-stats"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)  # nobody else is to join it
+    (node,) = raylets(cluster) - head
+
+    def kill_node(progress: Progress) -> None:
+        with suppress(psutil.NoSuchProcess):
+            trains = any("TrialActor" in process.name() for process in node.children())
+            if progress.event == "report" and trains:
+                node.kill()
+
+    try:
+        study = make_study(
+            search={"algorithm": "grid"}, cluster={"device": "cpu", "devices_per_node": 3}
+        )
+        executor = ray_executor("follow_slowly")
+        results = sweep(study, executor=executor, root=tmp_path, on_event=kill_node)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            node.kill()
+    undisturbed = sweep(
+        study, executor=SimulatedExecutor(trainers.Followed()), name="whole", root=tmp_path
+    )
+    assert [t.state for t in results.trials] == [TrialState.COMPLETED] * 4
+    assert [t.val_loss for t in results.trials] == [t.val_loss for t in undisturbed.trials]
+    assert sorted(trial.num_attempts for trial in results.trials) == [1, 1, 1, 2]
+    assert results.spend.device_hours == pytest.approx(sum(t.device_hours for t in results.trials))
+
+
+@contextmanager
+def another_head() -> Iterator[tuple[str, list[psutil.Process]]]:
+    """Start a second cluster of one CPU; yield its address and its processes."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--port", str(port),
+               "--num-cpus", "1", "--include-dashboard", "false", "--disable-usage-stats",
+               "--temp-dir", folder]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    processes = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(folder in argument for argument in process.cmdline()):
+                processes.append(process)
+    try:
+        yield f"127.0.0.1:{port}", processes
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                for child in [*process.children(recursive=True), process]:
+                    child.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_when_the_head_is_gone_the_driver_says_so_and_the_run_goes_on_under_another(
+    cluster: str, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    space = {"name": "s", "parameters": {"optimizer.learning_rate": {"choice": [2e-3, 4e-3]}}}
+    study = make_study(base=make_study().base | {"train": LONG}, search_space=space)
+    undisturbed = sweep(study, executor="inline", name="whole", root=tmp_path)
+    with another_head() as (address, processes):
+        driver = start_driver(study, tmp_path, "headless", address)
+        ledger = tmp_path / "headless" / "ledger.jsonl"
+        wait_until(lambda: ledger.exists() and count(tmp_path, "headless", "report") >= 2)
+        for process in processes:
+            if process.name() in ("gcs_server", "raylet"):
+                process.kill()
+        _, shown = driver.communicate(timeout=120)
+    assert driver.returncode == ClusterUnreachableError.exit_code
+    assert "its head does not answer" in shown
+    assert "planner sweep --resume headless" in shown
+    assert "Traceback" not in shown
+    resumed = resume("headless", root=tmp_path)
+    assert table(resumed) == table(undisturbed)
+    assert resumed.spend.device_hours == pytest.approx(sum(t.device_hours for t in resumed.trials))
 
 
 @pytest.mark.parametrize(

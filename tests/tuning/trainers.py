@@ -1,4 +1,7 @@
-"""Trainers that train nothing: in this process, and in the Ray workers that import this file."""
+"""Trainers that train nothing: in this process, and in the Ray workers that import this file.
+
+And a study of them, and what its ledger says was decided.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from typing import Any
 from planner.costs import ClusterConfig, estimate, resolve_cluster
 from planner.planning import Candidate
 from planner.search_space import Point
+from planner.study import Study
 from planner.trial import TrialConfig, TrialResult, TrialState
+from planner.tuning.ledger import Line
 from planner.tuning.sources import Timeline
 
 CLUSTER = resolve_cluster(ClusterConfig(device="cpu", devices_per_node=2))
@@ -51,7 +56,7 @@ class Followed:
 
 def follow(
     config: TrialConfig, *, trial: str, on_metrics: Any, report_at_flops: Sequence[float],
-    checkpoint_dir: Path, rank: int = 0, **_: Any,
+    checkpoint_dir: Path, rank: int = 0, num_bytes: int = 0, **_: Any,
 ) -> TrialResult:  # fmt: skip
     """Report the curve of a configuration, with a checkpoint at each report, from the last one."""
     timeline = timeline_of(config, report_at_flops)
@@ -62,14 +67,29 @@ def follow(
             continue
         metrics = {**report, "train_flops": flops}
         if math.isfinite(metrics["val_loss"]):
-            save(checkpoint_dir, number, metrics)
+            save(checkpoint_dir, number, metrics, num_bytes)
         if not on_metrics(metrics):
             state = TrialState.STOPPED
             break
     return TrialResult(trial=trial, config={}, state=state)
 
 
-def save(folder: Path, number: int, metrics: dict[str, Any], num_bytes: int = 0) -> None:
+def follow_with_bytes(config: TrialConfig, **options: Any) -> TrialResult:
+    """Follow the curve with checkpoints of a thousand bytes."""
+    return follow(config, num_bytes=1000, **options)
+
+
+def follow_slowly(config: TrialConfig, *, on_metrics: Any, **options: Any) -> TrialResult:
+    """Follow the curve, half a second per report."""
+
+    def report(metrics: dict[str, Any]) -> bool:
+        time.sleep(0.5)
+        return bool(on_metrics(metrics))
+
+    return follow(config, on_metrics=report, **options)
+
+
+def save(folder: Path, number: int, metrics: dict[str, Any], num_bytes: int) -> None:
     """Write a checkpoint as the engine lays it out: whole or not at all."""
     writing, target = folder / f".writing-{number}", folder / f"step-{number:08d}"
     writing.mkdir(parents=True, exist_ok=True)
@@ -83,6 +103,32 @@ def reached(folder: Path) -> float:
     """Return the compute that the newest checkpoint holds."""
     states = sorted(folder.glob("step-*/state.json"))
     return json.loads(states[-1].read_text())["report"]["train_flops"] if states else 0.0
+
+
+def small_study_of(make_study: Any, algorithm: str, scheduler: str) -> Study:
+    """Return a study of six trials for `follow`."""
+    rate: dict[str, Any] = {"loguniform": [1e-4, 1e-1]}
+    if algorithm == "grid":
+        rate = {"choice": [1e-4, 1e-3, 1e-2, 1e-1]}
+    parameters = {
+        "optimizer.learning_rate": rate,
+        "layout.data_parallel": {"choice": [1, 2], "when": "optimizer.learning_rate > 5e-3"},
+    }
+    settings: dict[str, Any] = {"name": scheduler, "reduction_factor": 2}
+    if scheduler in ("pbt", "pb2"):
+        settings |= {"perturb": ["optimizer.learning_rate"], "quantile_fraction": 0.4}
+        settings |= {"interval_fraction": 0.25}
+    search = {"algorithm": algorithm, "scheduler": settings, "num_trials": 6, "max_concurrent": 1}
+    constraints = ["optimizer.learning_rate != 1e-4"]
+    space = {"name": "s", "parameters": parameters, "constraints": constraints}
+    return make_study(search_space=space, search=search)
+
+
+def decisions(lines: Sequence[Line]) -> list[tuple[Any, ...]]:
+    """Return what a ledger says was decided, without its times."""
+    kinds = ("proposed", "started", "paused", "copied", "generation", "ended")
+    names = ("kind", "trial", "point", "state", "reason", "donor", "attempt")
+    return [tuple(line.get(n) for n in names) for line in lines if line["kind"] in kinds]
 
 
 def hang_once(
