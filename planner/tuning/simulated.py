@@ -9,6 +9,7 @@ repeatable.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ class _Run:
     next_report: int
     origin: float
     """Study clock at which the trial's training time was zero."""
+    num_workers: int
 
     def when(self) -> float:
         """Return the study's clock at the next report, or at the end after the last."""
@@ -56,6 +58,8 @@ class _Loop:
         self._events: list[tuple[float, int, _Run | None]] = []
         self._num_events = 0
         self._runs: dict[str, _Run] = {}
+        self._num_warm: Counter[int] = Counter()
+        """Gangs of workers that wait for a trial, by their size."""
 
     def run(self) -> None:
         """Carry the study through to its end, or until the core stops it."""
@@ -94,6 +98,7 @@ class _Loop:
         else:
             self._finish(run)
         del self._runs[run.trial]
+        self._num_warm[run.num_workers] += 1
         self._launch()
 
     def _finish(self, run: _Run) -> None:
@@ -115,7 +120,12 @@ class _Loop:
         done = record.flops
         first = next((i for i, f in enumerate(timeline.flops) if f > done), len(timeline.flops))
         trained = timeline.seconds[first - 1] if first else 0.0
-        run = _Run(launch.trial, timeline, first, self.now + timeline.startup_seconds - trained)
+        workers = record.num_workers
+        startup = timeline.startup_seconds
+        if timeline.warm_seconds is not None and self._num_warm[workers]:
+            self._num_warm[workers] -= 1
+            startup = timeline.warm_seconds
+        run = _Run(launch.trial, timeline, first, self.now + startup - trained, workers)
         self._runs[launch.trial] = run
         self._sweep.workers_started(launch.trial, self.now, done)
         self._push(run.when(), run)

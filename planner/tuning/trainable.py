@@ -107,6 +107,7 @@ class TrialActor(tune.Trainable):
         """Start the first trial."""
         self._others: list[Any] = []
         self._failed: str | None = None
+        self._is_delivered: bool = False
         self._begin(config["order"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -154,8 +155,8 @@ class TrialActor(tune.Trainable):
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._answers: queue.Queue[bool] = queue.Queue()
         self._is_waiting = threading.Event()
+        # Whether the driver has the last report, and calling again means to go on.
         self._is_delivered = False
-        """Whether the driver has the last report, and calling again means to go on."""
         self._failed = None
         self._heard = time.monotonic()
         self._max_silence_seconds = Order.from_json(text).max_silence_seconds

@@ -14,7 +14,7 @@ from planner.study import SchedulerConfig, SearchConfig, Study
 from planner.trial import TrialConfig, TrialState
 from planner.tuning.core import Sweep
 from planner.tuning.simulated import simulate
-from planner.tuning.sources import LawSource, Timeline
+from planner.tuning.sources import LawSource, Pace, Timeline
 from planner.tuning.tables import CurveTable
 
 NAMES = ["rate", "decay"]
@@ -144,5 +144,7 @@ def test_a_rehearsal_spends_what_the_cost_model_says_and_finds_what_the_law_says
         expected = law(float(size or 0), float(tokens))
         assert record.last["val_loss"] == pytest.approx(expected)
         assert record.num_workers == 1
-    slower = simulate(small_study, LawSource(small_study, cluster, law, slowdown=2.0))
+    slower = simulate(
+        small_study, LawSource(small_study, cluster, law, pace=Pace(steps=((1.0, 2.0),)))
+    )
     assert slower.spend().device_hours == pytest.approx(2 * sweep.spend().device_hours)
