@@ -91,14 +91,14 @@ def _pace(outlook: Plan, options: dict[str, Any]) -> tuple[Pace, str]:
 def _recommended(sweep: Sweep) -> Recommendation | FitError | InfeasibleError:
     """Return what would be recommended after this sweep, or why nothing could be."""
     from planner.curves import fit
-    from planner.recommendation import default_budget, recommend
+    from planner.recommendation import recommend
     from planner.run_folder import RunFolder
     from planner.tuning.outcome import results_of
 
     results = results_of(sweep, RunFolder(Path(sweep.study.folder_name)))
     try:
         law = fit(results.to_frame(), seed=sweep.study.search.seed)
-        return recommend(law, default_budget(sweep.study), sweep.study, results=results)
+        return recommend(law, sweep.study.target_budget, sweep.study, results=results)
     except (FitError, InfeasibleError) as error:
         return error
 

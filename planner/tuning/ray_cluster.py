@@ -39,8 +39,15 @@ def connect(address: str | None, num_cpus: int | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if not address:
         _guard_local_cluster()
-        # "local": else Ray takes any cluster that somebody has started on this machine.
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+        try:
+            # "local": else Ray takes any cluster that somebody has started on this machine.
+            ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **quiet)
+        except Exception as error:  # Ray raises the base class where its processes start too slowly
+            ray.shutdown()
+            raise ClusterUnreachableError(
+                f"Ray did not start on this machine: {str(error).splitlines()[0]}",
+                hint="Try again when the machine is less busy, or use --executor inline.",
+            ) from error
         return
     place = _place(address)
     reason = None if place is None else _refusal(*place)
