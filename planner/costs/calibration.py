@@ -53,12 +53,12 @@ class Prediction:
 
 
 _SPREADS: Final = {
-    "gemm": (0.2, 1.2), "attention": (0.35, 1.0), "memory": (0.35, 1.1), "network": (0.5, 1.2),
+    "gemm": (0.2, 1.2), "grouped": (0.35, 1.2), "attention": (0.35, 1.0), "memory": (0.5, 1.1), "network": (0.5, 1.2),
     "launch_seconds": (0.6, 0.02),
 }  # fmt: skip
 """Log standard deviation around the default, and upper bound, of each efficiency."""
 _CPU_SPREADS: Final = {
-    "gemm": (0.7, 4.0), "attention": (0.7, 2.0), "memory": (0.7, 4.0), "network": (0.8, 4.0),
+    "gemm": (0.7, 4.0), "grouped": (0.35, 1.2), "attention": (0.7, 2.0), "memory": (0.7, 4.0), "network": (0.8, 4.0),
     "launch_seconds": (0.8, 0.02),
 }  # fmt: skip
 """The same for cores, whose default speed is a guess."""

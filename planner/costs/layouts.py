@@ -36,6 +36,8 @@ __all__ = ["LayoutChoice", "LayoutProblem", "LayoutSearch", "enumerate_layouts",
 _CHUNK: Final = 8_192
 """Candidates evaluated at a time; their arrays stay in the cache."""
 _MAX_MICRO_BATCH: Final = 64
+_RANKED_ANEW: Final = 2_048
+"""Fastest candidates by the closed form that a calibration's residual ranks again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -277,13 +279,28 @@ def search_layouts(
     if not fits.any():
         raise _nothing_fits(problem, peak, num_best, calibration)
     order = allowed[fits][np.argsort(seconds[fits], kind="stable")]
+    if calibration is not None:
+        order = _as_measured(everything, order, cluster, calibration)
     best = _distinct(problem, everything, which, order, num_best)
     return LayoutSearch(
         num_candidates=size,
         num_feasible=int(fits.sum()),
-        best=tuple(_choice(problem, w, p, memory, efficiency) for w, p in best),
+        best=tuple(_choice(problem, w, p, memory, efficiency, calibration) for w, p in best),
         rejected=rejected,
     )
+
+
+def _as_measured(
+    everything: Workload,
+    order: npt.NDArray[np.int64],
+    cluster: Cluster,
+    calibration: Calibration,
+) -> npt.NDArray[np.int64]:
+    """Return the order with the fastest candidates ranked anew by what trials showed beside the constants."""
+    first = order[:_RANKED_ANEW]
+    seconds = calibration.predict(take(everything, first), cluster).value
+    seconds = np.broadcast_to(seconds, first.shape)
+    return np.concatenate([first[np.argsort(seconds, kind="stable")], order[_RANKED_ANEW:]])
 
 
 def _count_rejections(broken: npt.NDArray[np.int64], too_large: int) -> tuple[tuple[str, int], ...]:
@@ -314,9 +331,18 @@ def _distinct(
 
 
 def _choice(
-    problem: LayoutProblem, w: Workload, precision: str, memory: MemoryConstants, e: Efficiency
+    problem: LayoutProblem,
+    w: Workload,
+    precision: str,
+    memory: MemoryConstants,
+    e: Efficiency,
+    calibration: Calibration | None,
 ) -> LayoutChoice:
     use, time = memory_use(w, memory), step_time(w, problem.cluster, e)
+    seconds = float(time.total[0])
+    if calibration is not None:
+        seconds = float(calibration.predict(w, problem.cluster).value[0])
+    scale = seconds / float(time.total[0])
     names = {value: name for name, value in RECOMPUTE.items()}
 
     def one(value: Array | float) -> int:
@@ -338,9 +364,11 @@ def _choice(
         num_micro_batches=one(w.num_micro_batches),
         activation_checkpointing=names[float(np.ravel(w.recompute)[0])],
         precision=precision,
-        step_seconds=float(time.total[0]),
+        step_seconds=seconds,
         memory_bytes=float(use.total[0]),
-        step_breakdown_seconds={f.name: float(getattr(time, f.name)[0]) for f in fields(time)},
+        step_breakdown_seconds={
+            f.name: scale * float(getattr(time, f.name)[0]) for f in fields(time)
+        },
         memory_breakdown_bytes={f.name: float(getattr(use, f.name)[0]) for f in fields(use)},
         workload=w,
     )

@@ -26,13 +26,13 @@ __all__ = ["Prior", "Process", "features", "fit_process"]
 class Prior:
     """Log standard deviations, before anything is measured, of what a closed form leaves."""
 
-    effect: float = 0.05
+    effect: float = 0.08
     """Of an effect that is linear in one feature, per unit of `features`, and of a common one."""
-    experts: float = 0.15
+    experts: float = 0.1
     """Of an effect of routed experts, and of its change in half a year of releases."""
-    amplitude: float = 0.1
+    amplitude: float = 0.08
     """Of the process, which has no form."""
-    noise: float = 0.04
+    noise: float = 0.05
     """Of one measurement repeated."""
 
 
@@ -119,7 +119,10 @@ class Process:
         cross = covariance(points, self.points, self.prior)
         mean = cross @ self.weights
         explained = cross @ self.inverse
-        own = np.array([covariance(p[None], p[None], self.prior)[0, 0] for p in points])
+        own = self.prior.amplitude**2 + self.prior.effect**2 * (
+            1.0 + np.sum(points[:, :_SMOOTH] ** 2, axis=1)
+        )
+        own += self.prior.experts**2 * np.sum(points[:, _SMOOTH:] ** 2, axis=1)
         left = slopes - explained @ self.slopes
         variance = own - np.einsum("ij,ij->i", explained, cross)
         variance += np.einsum("ij,jk,ik->i", left, self.constants, left)

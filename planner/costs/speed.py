@@ -25,15 +25,18 @@ __all__ = ["Efficiency", "StepTime", "default_efficiency", "step_time", "tile_ef
 
 NORMAL_90: Final = 1.645
 """Standard deviations to either end of a 90 % interval."""
-_LOG_SIGMA: Final = 0.17
+_LOG_SIGMA: Final = 0.13
 """Log standard deviation of measured over predicted step seconds without calibration, over the sources
-that benchmarks/costs.py reads; half as much again where the model is weak."""
+that benchmarks/costs.py reads."""
+_WEAK: Final = 1.3
+"""Times as much where the model is weak: experts, fp8, context rings."""
 HOST_BYTES_PER_SECOND: Final = 2e10
 """What one worker gets of its host's memory and bus, where states are offloaded (recalled)."""
 TILES_TO_FILL: Final = 30.0
 """Output tiles of a product at which a GPU reaches half of its rate."""
-GROUPED_RATE: Final = 0.5
-"""Rate of the experts' grouped products over that of one large product (fitted to three clusters, which span 0.35 to 0.7)."""
+EXPERT_FILL: Final = 2.0
+"""Tiles that one expert's product needs, over those of a product alone: each expert has its own launch
+(fitted to Megatron-Bridge's tables)."""
 FP8_RATE: Final = 0.88
 """Achievable share of the fp8 peak over that of the bf16 peak: H100 0.71 to 0.80 (ml-engineering)."""
 FP8_CAST_BYTES: Final = 6.0
@@ -46,6 +49,8 @@ class Efficiency:
 
     gemm: float = 0.8
     """Large aligned matrix products, as a share of the achievable peak."""
+    grouped: float = 0.5
+    """Experts' products, over `gemm`; 0.35 to 0.7 between frameworks' releases."""
     attention: float = 0.29
     """Fused attention, as a share of the peak; FlashAttention 1 on A100."""
     memory: float = 0.8
@@ -131,11 +136,11 @@ def product_efficiency(tokens: Number, width: Number, fill: float) -> Array:
 
 
 def default_log_sigma(w: Workload) -> Array:
-    """Return the spread of the uncalibrated estimate: 0.17, and 0.26 for experts, fp8 and context rings."""
+    """Return the spread of the uncalibrated estimate, greater for experts, fp8 and context rings."""
     weak = (
         (np.asarray(w.num_experts) > 0) | (np.asarray(w.is_fp8) > 0) | (np.asarray(w.context) > 1)
     )
-    return np.where(weak, 1.5 * _LOG_SIGMA, _LOG_SIGMA)
+    return np.where(weak, _WEAK * _LOG_SIGMA, _LOG_SIGMA)
 
 
 def _passes(w: Workload) -> Array:
@@ -148,7 +153,7 @@ def _tokens(w: Workload) -> Number:
     return w.micro_batch * w.sequence_tokens / w.context
 
 
-def _matmul_seconds(w: Workload, rate: Number, cluster: Cluster) -> Array:
+def _matmul_seconds(w: Workload, rate: Number, cluster: Cluster, e: Efficiency) -> Array:
     """Seconds of one forward pass of a block's matrix products, 2 T K N / (P e), e of `product_efficiency`."""
     tokens, t = _tokens(w), w.tensor
     grid = cluster.device.is_cpu or cluster.device.is_tpu
@@ -163,10 +168,11 @@ def _matmul_seconds(w: Workload, rate: Number, cluster: Cluster) -> Array:
     dense = inner / product_efficiency(tokens, inner * width, fill) + 1.0 / from_width
     seconds = 2.0 * tokens * (attention + w.d_model * w.dense_d_ff / t * dense) / rate
     per_expert = tokens * w.experts_per_token / np.maximum(w.num_experts, 1.0) * w.expert
-    share = tile_efficiency(np.maximum(per_expert, 1.0))
-    shared = w.num_shared_experts / tile_efficiency(tokens)
+    width = np.maximum(w.expert_d_ff / t, 1.0)
+    share = product_efficiency(np.maximum(per_expert, 1.0), width, EXPERT_FILL * fill)
+    shared = w.num_shared_experts / product_efficiency(tokens, width, fill)
     active = (w.experts_per_token / share + shared) * w.expert_d_ff / t
-    grouped = 2.0 * tokens * w.mlp_matrices * w.d_model * active / (rate * GROUPED_RATE)
+    grouped = 2.0 * tokens * w.mlp_matrices * w.d_model * active / (rate * e.grouped)
     return np.asarray(seconds + grouped)
 
 
@@ -331,10 +337,12 @@ def step_time(w: Workload, cluster: Cluster, e: Efficiency | None = None) -> Ste
     scaled = np.where(np.asarray(w.is_fp8) > 0, FP8_RATE, 1.0)
     rate = w.peak_flops_per_second * cluster.device.achievable_fraction * e.gemm * scaled
     passes, mode = _passes(w), np.asarray(w.recompute)
-    matmul = (passes - w.frozen) * _matmul_seconds(w, rate, cluster)
+    matmul = (passes - w.frozen) * _matmul_seconds(w, rate, cluster, e)
     core_passes = 3.5 + 1.0 * (mode == 1.0) + 1.0 * (mode == 2.0)
     attention = core_passes * _attention_seconds(w, rate, cluster, e)
-    elementwise = (passes + 1.0 * (mode == 1.25)) * _elementwise_seconds(w, cluster, e)
+    elementwise = (passes + 1.0 * (mode == 1.25) + 0.5 * (mode == 1.5)) * _elementwise_seconds(
+        w, cluster, e
+    )
     tensor = _tensor_seconds(w, cluster, e)
     context = _context_seconds(w, cluster, e)
     expert = _expert_seconds(w, cluster, e)

@@ -230,8 +230,9 @@ def _precision_fields(row: Mapping[str, str], cluster: Cluster, precision: str) 
 def _execution_fields(row: Mapping[str, str]) -> dict[str, float]:
     """Return the fields that the framework and its kernels decide."""
     attention = _text(row, "attn")
+    hidden = "bridge" in _text(row, "framework") or "async tp" in _text(row, "notes")
     return {
-        "exposed": 0.5 if "bridge" in _text(row, "framework") else 1.0,
+        "exposed": 0.5 if hidden else 1.0,
         "attention_gain": 1.5 if "te)" in attention or "cudnn" in attention else 1.0,
         "flash": float("flash" in attention or "cudnn" in attention or not attention),
         "compiled": _number(row, "compile", 0.0),
