@@ -2,8 +2,9 @@
 
     python benchmarks/prior_check.py --points points.csv --splits splits.csv
 
-For each family of sets: temper, compute power and tokens-per-parameter band are chosen on the
-other families alone, and scored on this one, beside the constants that are shipped.
+The form averages over a low and a high value of four constants. For each family of sets other
+pairs are chosen on the other families alone, and scored on this one, beside those shipped, on the
+given splits and on those that `curves.py` makes.
 """
 
 from __future__ import annotations
@@ -14,12 +15,23 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
-from curves import APART, as_points, family_of
+from curves import APART, as_points, family_of, make_splits
 
 from planner.curves import Points, anchored, curve_forms
 
-GRID = list(product((0.1, 0.3, 1.0), (0.0, 0.25, 0.5, 0.75), (5.0, 10.0, 1e6)))
-"""(temper, compute power, factor of the band; 1e6 is no band)."""
+Pair = tuple[float, float]
+
+NAMES = ("TEMPER", "COMPUTE_POWER", "TOKENS_PER_PARAM_FACTOR", "SHORT_TOKENS")
+
+GRID: list[tuple[Pair, ...]] = list(
+    product(
+        ((0.15, 0.6), (0.5, 2.0)),
+        ((0.0, 0.5), (0.25, 0.75)),
+        ((5.0, 20.0), (10.0, 1e6)),
+        ((1.0, 1.0), (2e8, 2e9), (6e8, 6e9), (2e9, 2e10)),
+    )
+)
+"""Pairs of each constant; 1e6 is no band, one token no discount of short trainings."""
 
 Case = tuple[str, Points, Points]
 
@@ -33,24 +45,26 @@ def read_cases(table: pd.DataFrame, splits: pd.DataFrame) -> list[Case]:
             (rows.train_flops <= split.train_max_flops)
             & (rows.num_params <= split.train_max_params)
         ]
-        test = rows[(rows.train_flops >= split.test_min_flops)]
+        test = rows[
+            (rows.train_flops >= split.test_min_flops)
+            & (rows.train_flops <= split.get("test_max_flops", np.inf))
+        ]
         family = family_of(str(split["set"]))
         if family not in APART and train.num_tokens.nunique() >= 3:
             cases.append((family, as_points(train), as_points(test)))
     return cases
 
 
-def error_of(case: Case, setting: tuple[float, float, float]) -> float:
+def error_of(case: Case, setting: tuple[Pair, ...]) -> float:
     """Return the median relative error in percent with these constants."""
-    names = ("TEMPER", "COMPUTE_POWER", "TOKENS_PER_PARAM_FACTOR")
-    shipped = [getattr(anchored, name) for name in names]
-    for name, value in zip(names, setting, strict=True):
+    shipped = [getattr(anchored, name) for name in NAMES]
+    for name, value in zip(NAMES, setting, strict=True):
         setattr(anchored, name, value)
     _, train, test = case
     fitted, _ = anchored.fit_anchored(
         train.num_params, train.num_tokens, train.loss, train.compute_flops
     )
-    for name, value in zip(names, shipped, strict=True):
+    for name, value in zip(NAMES, shipped, strict=True):
         setattr(anchored, name, value)
     loss = curve_forms()["anchored"].predict(fitted.params, test.covariates())[0]
     return 100 * float(np.median(np.abs(loss / test.loss - 1)))
@@ -62,10 +76,11 @@ def main() -> None:
     parser.add_argument("--points", required=True)
     parser.add_argument("--splits", required=True)
     arguments = parser.parse_args()
-    cases = read_cases(pd.read_csv(arguments.points), pd.read_csv(arguments.splits))
+    table = pd.read_csv(arguments.points)
+    splits = pd.concat([pd.read_csv(arguments.splits), make_splits(table)])
+    cases = read_cases(table, splits.fillna({"test_max_flops": np.inf}))
     errors = np.array([[error_of(case, setting) for setting in GRID] for case in cases])
-    shipped = (anchored.TEMPER, anchored.COMPUTE_POWER, anchored.TOKENS_PER_PARAM_FACTOR)
-    place = GRID.index(shipped)
+    place = GRID.index(tuple(getattr(anchored, name) for name in NAMES))
     families: dict[str, list[int]] = defaultdict(list)
     for i, case in enumerate(cases):
         families[case[0]].append(i)

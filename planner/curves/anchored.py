@@ -4,11 +4,15 @@ Far beyond the table, the data of a few small trainings do not decide between la
 ten percent. Published laws agree much better on how fast loss falls than on any coefficient: the
 prior is therefore put on ratios of losses along D = 20 N. It is free of the unit of the loss, and
 a few hundred trainings outweigh it.
+
+How much each training should count is not known either. Instead of choosing, a law is fitted under
+each of sixteen weightings, low and high in four respects, and their predictions are averaged.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -27,16 +31,25 @@ DEGREES_OF_FREEDOM = 4.0
 NOISE_FLOOR = 5e-3
 """The law itself is 0.2 to 0.6 percent off in the median wherever it was checked."""
 
-TEMPER = 0.3
-"""Residuals of an inexact law are alike for neighbouring trainings: three count as one."""
+TEMPER = (0.15, 0.6)
+"""Residuals of an inexact law are alike for neighbouring trainings: two to seven count as one."""
 
-COMPUTE_POWER = 0.5
-"""Points weigh as C^0.5: what is near the target says more about it than what is far."""
+COMPUTE_POWER = (0.0, 0.5)
+"""Points weigh as C to this power: what is near the target says more about it than what is far."""
 
-TOKENS_PER_PARAM, TOKENS_PER_PARAM_FACTOR = 20.0, 10.0
-"""Half weight at ten times more or fewer tokens per parameter than compute-optimal: warm-up
-dominates on one side, and the law bends on the other."""
+TOKENS_PER_PARAM = 20.0
+TOKENS_PER_PARAM_FACTOR = (5.0, 20.0)
+"""Half weight at so many times more or fewer tokens per parameter than compute-optimal: few steps
+per parameter on one side, and the law bends on the other."""
 
+SHORT_TOKENS = (6e8, 6e9)
+"""Half weight at so many tokens, falling as D^2: in the first few thousand steps, warm-up and all,
+loss falls steeper than any law of D does later."""
+
+SURFACE_SIDE, SURFACE_REACH = 8, 100.0
+"""The mean law is matched on so many sizes by token counts, up to so far beyond the table."""
+
+SURFACE_ITERATIONS = 12
 MAX_ITERATIONS = 80
 SCALE_ITERATIONS = 30
 BATCH_ELEMENTS = 20_000
@@ -70,11 +83,11 @@ PRIOR = AnchorPrior()
 
 @dataclass(frozen=True, slots=True)
 class AnchoredFit:
-    """Parameters (E, A, B, alpha, beta), shape (batch, 5), objective (batch,), noise (batch,)."""
+    """The mean law (E, A, B, alpha, beta), shape (1, 5), and its mean objective and noise."""
 
     params: FloatArray
-    objective: FloatArray
-    noise: FloatArray
+    objective: float
+    noise: float
 
 
 @dataclass(slots=True)
@@ -167,19 +180,28 @@ def _log_loss(theta: FloatArray, x: FloatArray, y: FloatArray) -> tuple[FloatArr
     return np.log(s), jacobian
 
 
-def tokens_per_param_weight(tokens_per_param: FloatArray) -> FloatArray:
-    """Return how well the law describes trainings of this D/N: 1 at 20, a half at 2 and 200."""
-    off = np.log(tokens_per_param / TOKENS_PER_PARAM) / np.log(TOKENS_PER_PARAM_FACTOR)
+def tokens_per_param_weight(tokens_per_param: FloatArray, factor: float = 10.0) -> FloatArray:
+    """Return how well the law describes trainings of this D/N: 1 at 20, a half `factor` away."""
+    off = np.log(tokens_per_param / TOKENS_PER_PARAM) / np.log(factor)
     return np.asarray(1.0 / (1.0 + off * off))
 
 
 def point_weights(
     num_params: FloatArray, num_tokens: FloatArray, train_flops: FloatArray
 ) -> FloatArray:
-    """Return how much each point counts, with mean TEMPER, shape (n,)."""
-    weights = (train_flops / train_flops.max()) ** COMPUTE_POWER
-    weights = weights * tokens_per_param_weight(num_tokens / num_params)
-    return np.asarray(TEMPER * weights / weights.mean())
+    """Return how much each point counts under each weighting, shape (16, n).
+
+    In effective trainings: their sum is at most the temper times n, and less where all are short.
+    """
+    rows = []
+    for temper, power, factor, short in product(
+        TEMPER, COMPUTE_POWER, TOKENS_PER_PARAM_FACTOR, SHORT_TOKENS
+    ):
+        weights = (train_flops / train_flops.max()) ** power
+        weights = weights * tokens_per_param_weight(num_tokens / num_params, factor)
+        trust = 1.0 / (1.0 + (short / num_tokens) ** 2)
+        rows.append(temper * trust * weights / weights.mean())
+    return np.array(rows)
 
 
 def fit_anchored(
@@ -191,13 +213,13 @@ def fit_anchored(
     num_draws: int = 0,
     seed: int = 0,
     prior: AnchorPrior = PRIOR,
-) -> tuple[AnchoredFit, AnchoredFit | None]:
-    """Return the most probable law, and draws around it.
+) -> tuple[AnchoredFit, FloatArray | None]:
+    """Return the mean law over the weightings, and draws of the parameters, shape (draws, 5).
 
-    A draw refits the points with gamma weights (a Bayesian bootstrap of as many points as the
-    tempering leaves) and a prior mean that is moved by its own deviation ("randomise, then
-    optimise", Bardsley et al. 2014), so the draws hold both what the data and what the prior
-    leave open.
+    A draw takes one of the weightings, refits the points with gamma weights (a Bayesian bootstrap
+    of as many points as the tempering leaves) and a prior mean that is moved by its own deviation
+    ("randomise, then optimise", Bardsley et al. 2014), so the draws hold what the data, the prior
+    and the choice of weights leave open.
 
     Args:
         num_params: N, shape (n,).
@@ -211,30 +233,50 @@ def fit_anchored(
     posterior = _Posterior(num_params, num_tokens, loss, prior)
     weights = point_weights(num_params, num_tokens, train_flops)
     starts = _starts(posterior)
-    one = np.broadcast_to(weights, (len(starts), weights.size))
-    state, noise = _maximize(posterior, starts, one)
-    best = [int(state.objective.argmin())]
-    center = AnchoredFit(_natural(state.theta[best]), state.objective[best], noise[best])
+    middle = np.broadcast_to(weights.mean(axis=0), (len(starts), loss.size))
+    state, _ = _maximize(posterior, starts, middle)
+    best = state.theta[[int(state.objective.argmin())]]
+    state, noise = _maximize(posterior, np.repeat(best, len(weights), axis=0), weights)
+    mean = _mean_law(posterior, state.theta)
+    center = AnchoredFit(_natural(mean), state.objective.mean(), float(np.median(noise)))
     if not num_draws:
         return center, None
     generator = np.random.default_rng(seed)
+    chosen = np.arange(num_draws) % len(weights)
+    tempers = np.repeat(TEMPER, len(weights) // len(TEMPER))[chosen, None]
     rows = max(1, BATCH_ELEMENTS // loss.size)
     parts = []
     for first in range(0, num_draws, rows):
-        num = min(rows, num_draws - first)
-        drawn = generator.gamma(TEMPER, 1 / TEMPER, size=(num, loss.size)) * weights
-        parts.append(
-            _maximize(
-                posterior,
-                np.repeat(state.theta[best], num, axis=0),
-                drawn,
-                noise=np.repeat(noise[best], num),
-                shift=generator.standard_normal((num, 5)),
-            )[0]
+        part = slice(first, min(first + rows, num_draws))
+        which, temper = chosen[part], tempers[part]
+        drawn = generator.gamma(temper, 1 / temper, size=(which.size, loss.size)) * weights[which]
+        shift = generator.standard_normal((which.size, 5))
+        moved, _ = _maximize(posterior, state.theta[which], drawn, noise=noise[which], shift=shift)
+        parts.append(moved.theta)
+    return center, _natural(np.concatenate(parts))
+
+
+def _mean_law(posterior: _Posterior, theta: FloatArray) -> FloatArray:
+    """Return the one law, shape (1, 5), closest to the geometric mean of the laws' predictions.
+
+    By Gauss-Newton on a grid of sizes and token counts in and beyond the table.
+    """
+    reach = np.log(SURFACE_REACH)
+    sides = [
+        np.linspace(axis.min(), axis.max() + reach, SURFACE_SIDE)
+        for axis in (posterior.x, posterior.y)
+    ]
+    x, y = (axis.ravel() for axis in np.meshgrid(*sides))
+    target = _log_loss(theta, x, y)[0].mean(axis=0)
+    mean = theta.mean(axis=0, keepdims=True)
+    for _ in range(SURFACE_ITERATIONS):
+        log_loss, jacobian = _log_loss(mean, x, y)
+        slopes = jacobian[0]
+        step = np.linalg.solve(
+            slopes @ slopes.T + 1e-8 * np.eye(5), slopes @ (target - log_loss[0])
         )
-    theta = np.concatenate([part.theta for part in parts])
-    value = np.concatenate([part.objective for part in parts])
-    return center, AnchoredFit(_natural(theta), value, np.repeat(noise[best], num_draws))
+        mean = mean + np.clip(step, -LARGEST_STEP, LARGEST_STEP)
+    return mean
 
 
 def _starts(posterior: _Posterior) -> FloatArray:

@@ -1,12 +1,24 @@
-"""The array types of this package."""
+"""The array types of this package, and exponentials that stay inside floating point."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BoolArray", "FloatArray", "IntArray"]
+__all__ = ["BoolArray", "FloatArray", "IntArray", "safe_exp", "safe_log"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+
+LARGEST_LOG = 690.0
+
+
+def safe_exp(values: FloatArray) -> FloatArray:
+    """Return exp, at most 1e299: a fit that wanders off meets a huge number, not infinity."""
+    return np.asarray(np.exp(np.minimum(values, LARGEST_LOG)))
+
+
+def safe_log(values: FloatArray) -> FloatArray:
+    """Return log of values that are not negative, at least -690: a vanished term stays a number."""
+    return np.asarray(np.log(np.maximum(values, np.exp(-LARGEST_LOG))))

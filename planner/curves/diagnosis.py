@@ -171,9 +171,7 @@ def _forms_disagree(e: Evidence) -> Finding:
         name: value[[top]] * (np.sqrt(LOOK_AHEAD) if name in ("num_params", "num_tokens") else 1.0)
         for name, value in e.points.covariates().items()
     }
-    with np.errstate(all="ignore"):
-        predicted = np.array([c.log_loss(ahead)[0] for c in e.components])
-    spread = float(np.ptp(predicted))
+    spread = float(np.ptp([c.log_loss(ahead)[0] for c in e.components]))
     if not spread > FORMS_DISAGREE:
         return None
     return spread, (

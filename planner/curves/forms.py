@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from planner.curves.anchored import fit_anchored
-from planner.curves.arrays import FloatArray
+from planner.curves.arrays import FloatArray, safe_exp, safe_log
 from planner.curves.points import Points
 from planner.curves.robust import best_per_weighting, minimize_robust
 from planner.curves.surface import OBJECTIVES, Objective, fit_surface, tied_exponents
@@ -100,10 +100,15 @@ SURFACE_COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 
 def predict_surface(params: FloatArray, columns: Columns) -> FloatArray:
     """Return L = E + A/N^alpha + B/D^beta for every row of params, shape (s, k)."""
-    e, a, b, alpha, beta = (params[:, i, None] for i in range(5))
+    of_size, of_tokens = _log_terms(params, columns)
+    return np.asarray(params[:, 0, None] + safe_exp(of_size) + safe_exp(of_tokens))
+
+
+def _log_terms(params: FloatArray, columns: Columns) -> tuple[FloatArray, FloatArray]:
+    """Return log of A/N^alpha and of B/D^beta, shape (s, k) each."""
+    _, a, b, alpha, beta = (params[:, i, None] for i in range(5))
     log_n, log_d = np.log(columns["num_params"]), np.log(columns["num_tokens"])
-    with np.errstate(divide="ignore"):
-        return np.asarray(e + np.exp(np.log(a) - alpha * log_n) + np.exp(np.log(b) - beta * log_d))
+    return safe_log(a) - alpha * log_n, safe_log(b) - beta * log_d
 
 
 def _fit_free(points: Points, objective: Objective, weights: FloatArray | None) -> Fitted:
@@ -155,7 +160,7 @@ def _fit_anchored(points: Points, objective: Objective, weights: FloatArray | No
     if weights is not None:
         raise AssertionError("the anchored form makes its own draws")
     fit, _ = fit_anchored(points.num_params, points.num_tokens, points.loss, points.compute_flops)
-    return fit.params, fit.objective
+    return fit.params, np.array([fit.objective])
 
 
 def _draw_anchored(points: Points, num: int, seed: int) -> FloatArray:
@@ -167,7 +172,7 @@ def _draw_anchored(points: Points, num: int, seed: int) -> FloatArray:
         num_draws=num,
         seed=seed,
     )
-    return np.empty((0, 5)) if draws is None else draws.params
+    return np.empty((0, 5)) if draws is None else draws
 
 
 ANCHORED = register(
@@ -185,10 +190,8 @@ ANCHORED = register(
 
 def predict_coupled(params: FloatArray, columns: Columns) -> FloatArray:
     """Return L = E + (A/N^alpha + B/D^beta)^k for every row of params, shape (s, k)."""
-    k = params[:, 5, None]
-    inner = params.copy()
-    inner[:, 0] = 0.0
-    return np.asarray(params[:, 0, None] + predict_surface(inner, columns) ** k)
+    log_inner = np.logaddexp(*_log_terms(params, columns))
+    return np.asarray(params[:, 0, None] + safe_exp(params[:, 5, None] * log_inner))
 
 
 def robust_fit(
@@ -220,8 +223,7 @@ def robust_fit(
         if weights is not None and not (len(weights) == 1 and (weights == 1.0).all()):
             repeated = np.repeat(theta, len(weights), axis=0)
             theta, value = minimize_robust(model, target, repeated, weights, delta=objective.delta)
-        with np.errstate(over="ignore"):
-            return decode(theta, points), value
+        return decode(theta, points), value
 
     return fit
 
@@ -235,9 +237,9 @@ def decode_surface(theta: FloatArray, points: Points) -> FloatArray:
     """Return (E, A, B, alpha, beta, ...) of theta = (e, a, b, alpha, beta, ...) in centred logs."""
     x, y = log_means(points)
     params = theta.copy()
-    params[:, 0] = np.exp(theta[:, 0])
-    params[:, 1] = np.exp(theta[:, 1] + theta[:, 3] * x)
-    params[:, 2] = np.exp(theta[:, 2] + theta[:, 4] * y)
+    params[:, 0] = safe_exp(theta[:, 0])
+    params[:, 1] = safe_exp(theta[:, 1] + theta[:, 3] * x)
+    params[:, 2] = safe_exp(theta[:, 2] + theta[:, 4] * y)
     return params
 
 
@@ -249,16 +251,15 @@ def surface_starts(points: Points) -> FloatArray:
     equal = np.ones((1, len(points)))
     for fitted in (_fit_free, _fit_tied):
         e, a, b, alpha, beta = fitted(points, objective, equal)[0][0]
-        with np.errstate(divide="ignore"):
-            logs = [np.log(a) - alpha * x, np.log(b) - beta * y]
+        logs = safe_log(np.array([a, b])) - np.array([alpha * x, beta * y])
         low_e = np.log(max(e, 0.05 * points.loss.min()))
-        rows.append([low_e, *np.nan_to_num(np.clip(logs, -8, 2)), alpha, beta])
+        rows.append([low_e, *np.clip(logs, -8, 2), alpha, beta])
     return np.array(rows)
 
 
 def _decode_coupled(theta: FloatArray, points: Points) -> FloatArray:
     params = decode_surface(theta, points)
-    params[:, 5] = np.exp(theta[:, 5])
+    params[:, 5] = safe_exp(theta[:, 5])
     return params
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from planner.curves.arrays import FloatArray
+from planner.curves.arrays import FloatArray, safe_exp
 from planner.curves.forms import find_form
 from planner.curves.isoflop import IsoflopProfile, SizeFrontier
 from planner.curves.points import FLOPS_PER_PARAM_TOKEN
@@ -234,11 +234,11 @@ class ScalingLaw:
         predicted = np.quantile(draws + standard[:, None] * spread, tails, axis=0)
         low, high = np.minimum(predicted[0], center), np.maximum(predicted[1], center)
         return Prediction(
-            loss=np.exp(center).reshape(shape),
-            loss_lower=np.exp(low).reshape(shape),
-            loss_upper=np.exp(high).reshape(shape),
-            confidence_lower=np.exp(np.minimum(confidence[0], center)).reshape(shape),
-            confidence_upper=np.exp(np.maximum(confidence[1], center)).reshape(shape),
+            loss=safe_exp(center).reshape(shape),
+            loss_lower=safe_exp(low).reshape(shape),
+            loss_upper=safe_exp(high).reshape(shape),
+            confidence_lower=safe_exp(np.minimum(confidence[0], center)).reshape(shape),
+            confidence_upper=safe_exp(np.maximum(confidence[1], center)).reshape(shape),
             extrapolation_factor=factor.reshape(shape),
             level=level,
         )

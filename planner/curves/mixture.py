@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from planner.curves.arrays import BoolArray, FloatArray
+from planner.curves.arrays import BoolArray, FloatArray, safe_log
 from planner.curves.forms import CurveForm
 from planner.curves.law import Backtest, ExtrapolationError
 from planner.curves.points import Points, count_distinct
@@ -87,8 +87,7 @@ def backtest(
 
 def _log_error(form: CurveForm, params: FloatArray, test: Points) -> FloatArray:
     """Return log of predicted over true loss, shape (s, n); a nonsense prediction is off by e."""
-    with np.errstate(all="ignore"):
-        error = np.log(form.predict(params, test.covariates())) - np.log(test.loss)
+    error = safe_log(form.predict(params, test.covariates())) - np.log(test.loss)
     return np.asarray(np.clip(np.nan_to_num(error, nan=1.0), -1.0, 1.0))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.curves.arrays import FloatArray, IntArray
+from planner.curves.arrays import FloatArray, IntArray, safe_exp
 from planner.curves.newton import Restriction, SeparableProblem, minimize
 from planner.curves.starts import ExponentGrid, local_minima, project_grid
 
@@ -115,11 +115,8 @@ def _evenly(num: int, most: int) -> slice:
 
 def _natural(theta: FloatArray, shift: FloatArray) -> FloatArray:
     a, b, e, alpha, beta = theta.T
-    with np.errstate(over="ignore"):
-        return np.stack(
-            [np.exp(e), np.exp(a + alpha * shift[0]), np.exp(b + beta * shift[1]), alpha, beta],
-            axis=1,
-        )
+    of_size, of_tokens = safe_exp(a + alpha * shift[0]), safe_exp(b + beta * shift[1])
+    return np.stack([safe_exp(e), of_size, of_tokens, alpha, beta], axis=1)
 
 
 def _grid_starts(

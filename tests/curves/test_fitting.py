@@ -173,3 +173,21 @@ def test_every_form_states_equation_source_and_coefficients():
         assert "=" in form.equation
         assert form.source
         assert len(set(form.coefficients)) == len(form.coefficients)
+
+
+@pytest.mark.parametrize("kind", ["random", "rising", "huge", "tiny"])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_table_that_is_no_sweep_gives_finite_numbers_without_a_warning_of_numpy(kind):
+    generator = np.random.default_rng(1)
+    n = np.exp(generator.uniform(np.log(1e5), np.log(3e6), 14))
+    d = np.exp(generator.uniform(np.log(1e5), np.log(1e8), 14))
+    loss = {
+        "random": np.exp(generator.normal(1.0, 0.5, 14)),
+        "rising": 2 + (n / 1e5) ** 0.3 * (d / 1e6) ** 0.1,
+        "huge": np.exp(generator.normal(20.0, 5.0, 14)),
+        "tiny": np.exp(generator.normal(-20.0, 3.0, 14)),
+    }[kind]
+    law = fit(Points(num_params=n, num_tokens=d, loss=loss), num_bootstraps=50)
+    predicted = law.predict([1e6, 1e12], [1e6, 1e14])
+    assert np.isfinite([predicted.loss, predicted.loss_lower, predicted.loss_upper]).all()
+    json.loads(law.to_json())
