@@ -4,8 +4,9 @@
 
 `--points` has the columns set, num_params, num_tokens, train_flops, loss. `--splits` has set,
 split, train_max_flops, train_max_params, test_min_flops, test_min_params, test_max_params.
-Every set goes through one fixed procedure, `planner.curves.fit` with its defaults. A split that
-is refused is listed with the reason, and counts in no pooled figure.
+Further splits of the same points are made here. Every set goes through one fixed procedure,
+`planner.curves.fit` with its defaults. A split that is refused is listed with the reason, and counts
+in no pooled figure.
 """
 
 from __future__ import annotations
@@ -157,17 +158,9 @@ def make_splits(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def main() -> None:
-    """Run every split and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--points", required=True)
-    parser.add_argument("--splits", help="Without it, splits are made from the points.")
-    parser.add_argument("--no-regret", action="store_true")
-    arguments = parser.parse_args()
-    table = pd.read_csv(arguments.points)
-    splits = pd.read_csv(arguments.splits) if arguments.splits else make_splits(table)
-    outcomes: list[Outcome] = []
-    started = time.process_time()
+def run_splits(table: pd.DataFrame, splits: pd.DataFrame) -> list[Outcome]:
+    """Run and print every split that is not refused."""
+    outcomes = []
     for _, split in splits.iterrows():
         name = f"{split['set'][:38]:38s} {split['split']:5s}"
         try:
@@ -179,12 +172,32 @@ def main() -> None:
         errors = " ".join(f"{form} {value:.2f}" for form, value in sorted(outcome.errors.items()))
         print(
             f"{name} {errors} | covers {100 * outcome.covered.mean():.0f} % "
-            f"width {np.median(outcome.width):.1f} %"
+            f"width {np.median(outcome.width):.1f} %",
+            flush=True,
         )
-    print(f"\n{len(outcomes)} fits in {time.process_time() - started:.1f} CPU s")
-    print_pooled("All but " + ", ".join(APART), [o for o in outcomes if o.family not in APART])
-    for family in APART:
-        print_pooled(f"{family} alone", [o for o in outcomes if o.family == family])
+    return outcomes
+
+
+def main() -> None:
+    """Run every split and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--points", required=True)
+    parser.add_argument("--splits", help="Scored besides those made from the points.")
+    parser.add_argument("--no-regret", action="store_true")
+    arguments = parser.parse_args()
+    table = pd.read_csv(arguments.points)
+    groups = {"own splits": make_splits(table)}
+    if arguments.splits:
+        groups = {"given splits": pd.read_csv(arguments.splits), **groups}
+    started = time.process_time()
+    outcomes = {title: run_splits(table, splits) for title, splits in groups.items()}
+    if len(groups) > 1:
+        outcomes["both together"] = [o for parts in outcomes.values() for o in parts]
+    print(f"\nall fits in {time.process_time() - started:.1f} CPU s")
+    for title, parts in outcomes.items():
+        apart = ", ".join(APART)
+        print_pooled(f"{title}, all but {apart}", [o for o in parts if o.family not in APART])
+        print_pooled(f"{title}, {apart} alone", [o for o in parts if o.family in APART])
     if not arguments.no_regret:
         print_regret(table)
 

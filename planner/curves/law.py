@@ -224,7 +224,7 @@ class ScalingLaw:
     def _intervals(
         self, flat: dict[str, FloatArray], factor: FloatArray, level: float, shape: tuple[int, ...]
     ) -> Prediction:
-        center = sum(c.weight * c.log_loss(flat) for c in self.components)
+        center = np.sum([c.weight * c.log_loss(flat) for c in self.components], axis=0)
         draws = self.log_loss_draws(flat)
         tails = [0.5 - 0.5 * level, 0.5 + 0.5 * level]
         confidence = np.quantile(draws, tails, axis=0)

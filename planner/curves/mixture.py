@@ -1,7 +1,7 @@
 """Which form to trust: back-tests inside the table, and weights from them.
 
 A back-test fits a form to the smaller trainings of the table and scores it on the larger ones.
-Forms are weighted by one over their squared error; what is known from elsewhere counts as two
+Forms are weighted by one over their squared error; what is known from elsewhere counts as four
 back-tests, so that few rows do not decide.
 """
 
@@ -36,11 +36,15 @@ QUANTILES = (0.5, 0.65, 0.8)
 MIN_TRAIN, MIN_TEST = 8, 3
 
 PRIOR_ERROR = {"anchored": 0.015}
-PRIOR_ERROR_OTHER = 0.10
-"""Fraction of the loss. Without a prior a form is off by 2 percent in the median and by 10 in the
-tail when the table is 10 to 100 times smaller than the target (docs/curves.md)."""
+PRIOR_ERROR_OTHER = 0.15
+"""Fraction of the loss. Without a prior a form is off by 2 to 4 percent in the median and by 15 in
+the tail when the table is 10 to 100 times smaller than the target (docs/curves.md)."""
 
-PRIOR_BACKTESTS = 2.0
+PRIOR_BACKTESTS = 4.0
+
+TARGET_RATIO = 30.0
+"""Of compute: what a prediction usually reaches for. A back-test to less counts less, as the ratio
+of the logarithms: a form that is right at twice the compute may be far off at thirty times."""
 
 BACKTEST_DRAWS = 100
 
@@ -52,7 +56,7 @@ NOISE_FLOOR = 5e-3
 
 MEDIAN_OF_NORMAL = 0.6745
 
-GROWTH = 0.003
+GROWTH, PRIOR_GROWTHS = 0.001, 2.0
 """Deviation of log loss per e-fold of compute beyond the table that the draws do not show."""
 
 
@@ -157,9 +161,12 @@ def mixture_weights(forms: Sequence[CurveForm], backtests: Sequence[Backtest]) -
     shares = []
     for form in forms:
         prior = PRIOR_ERROR.get(form.name, PRIOR_ERROR_OTHER)
-        errors = np.array([b.median_error_fraction for b in backtests if b.form == form.name])
-        square = PRIOR_BACKTESTS * prior**2 + float((errors**2).sum())
-        shares.append((PRIOR_BACKTESTS + errors.size) / square)
+        own = [b for b in backtests if b.form == form.name]
+        errors = np.array([b.median_error_fraction for b in own])
+        reach = np.log([max(b.flops_ratio, 1.0) for b in own]) / np.log(TARGET_RATIO)
+        counts = np.minimum(reach, 1.0)
+        square = PRIOR_BACKTESTS * prior**2 + float((counts * errors**2).sum())
+        shares.append((PRIOR_BACKTESTS + float(counts.sum())) / square)
     return np.array(shares) / sum(shares)
 
 
@@ -174,7 +181,7 @@ def extrapolation_error(backtests: Sequence[Backtest]) -> ExtrapolationError:
         if row.expected_error_fraction is not None:
             deviation = np.log1p(row.median_error_fraction) / MEDIAN_OF_NORMAL
             distance = np.log(max(row.flops_ratio, 2.0))
-            excess.append(max(deviation**2 - row.expected_error_fraction**2, 0.0) / distance**2)
-    square = PRIOR_BACKTESTS * GROWTH**2 + sum(excess)
-    growth = float(np.sqrt(square / (PRIOR_BACKTESTS + len(excess))))
+            excess.append((deviation**2 - row.expected_error_fraction**2) / distance**2)
+    square = PRIOR_GROWTHS * GROWTH**2 + max(sum(excess), 0.0)
+    growth = float(np.sqrt(square / (PRIOR_GROWTHS + len(excess))))
     return ExtrapolationError(floor=0.0, growth=growth)
