@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from planner.config import parse_config
@@ -130,5 +131,52 @@ def make_stepper() -> Callable[[TrialConfig], Any]:
 
         workers = Workers(rank=0, world_size=1, device=torch.device("cpu"))
         return Stepper(config, workers, load_samples(config))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def bars() -> Callable[..., tuple[Any, Any]]:
+    """A function that returns noisy images of one bar each; the class is its direction."""
+
+    def make(number: int, seed: int = 0, side: int = 8) -> tuple[Any, Any]:
+        rng = np.random.default_rng(seed)
+        labels = rng.integers(0, 4, number)
+        y, x = np.mgrid[0:side, 0:side]
+        lines = np.stack([y, x, x - y + side // 2, x + y - side // 2])
+        places = rng.integers(2, side - 2, number)[:, None, None]
+        images = 200 * (lines[labels] == places) + rng.integers(0, 56, (number, side, side))
+        return images.astype(np.uint8), labels
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def npz(tmp_path_factory: pytest.TempPathFactory, bars: Callable[..., tuple[Any, Any]]) -> Path:
+    """1,500 images of bars."""
+    path = tmp_path_factory.mktemp("images") / "bars.npz"
+    images, labels = bars(1500)
+    np.savez(path, images=images, labels=labels)
+    return path
+
+
+@pytest.fixture(scope="session")
+def vision(npz: Path) -> Callable[..., TrialConfig]:
+    """A function that returns a small trial on images, with sections merged in."""
+
+    def make(**sections: dict[str, Any]) -> TrialConfig:
+        data: dict[str, Any] = {
+            "model": {
+                "family": "vit", "num_layers": 2, "d_model": 32, "num_heads": 2, "num_classes": 4,
+                "image_pixels": 8, "patch_pixels": 2, "image_channels": 1, "position": "learned",
+            },
+            "train": {"tokens": 16 * 32 * 120, "num_validations": 2, "validation_tokens": 16 * 128},
+            "batch": {"sequences_per_step": 32},
+            "optimizer": {"learning_rate": 1e-2, "epsilon": 1e-6},
+            "data": {"corpus": str(npz)},
+        }  # fmt: skip
+        for name, section in sections.items():
+            data[name] = {**data.get(name, {}), **section}
+        return parse_config(data, TrialConfig)
 
     return make

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from planner.engine import corpus_entropy, train
 from planner.engine.data.corpus import load_corpus
+from planner.engine.data.documents import _first_wrong_byte
 from planner.engine.data.order import WindowOrder, even_starts, permute
 from planner.engine.data.windows import Windows
 from planner.engine.parallel.groups import Groups
@@ -190,3 +191,40 @@ def test_a_corpus_that_cannot_be_used_says_why(tmp_path, small, name, message):
     bad_corpora(tmp_path)
     with pytest.raises(ConfigError, match=message):
         train(small(data={"corpus": str(tmp_path / name)}))
+
+
+def test_without_a_folder_to_keep_them_in_the_data_are_read_all_the_same(
+    text_file, tmp_path, monkeypatch
+):
+    kept = load_corpus(DataConfig(corpus=str(text_file)))
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    corpus = load_corpus(DataConfig(corpus=str(text_file)))
+    assert corpus.content_hash == kept.content_hash
+    assert bytes(corpus.train) == bytes(kept.train)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "file"))
+    with pytest.raises(ConfigError, match=r"(?s)could be written.*XDG_CACHE_HOME"):
+        load_corpus(DataConfig(corpus=str(text_file)))
+
+
+def test_what_is_kept_and_damaged_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text("some text " * 100)
+    data = DataConfig(corpus=str(tmp_path / "a.txt"))
+    text = bytes(load_corpus(data).train)
+    (kept,) = (tmp_path / "cache").rglob("*.train.bin")
+    kept.write_bytes(text[:-1])
+    assert bytes(load_corpus(data).train) == text
+    assert kept.read_bytes() == text
+
+
+def test_a_character_at_the_end_of_a_part_is_no_wrong_byte(monkeypatch):
+    monkeypatch.setattr("planner.engine.data.documents._PART_BYTES", 8)
+    for text in ("größer als gedacht", "€" * 9, "𝄞" * 5, "a" * 30):
+        assert _first_wrong_byte(text.encode()) is None
+        for place in range(len(text.encode())):
+            wrong = bytearray(text.encode())
+            wrong[place] = 0xFF
+            with pytest.raises(UnicodeDecodeError) as caught:
+                bytes(wrong).decode()
+            assert _first_wrong_byte(bytes(wrong)) == caught.value.start

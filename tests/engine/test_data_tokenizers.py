@@ -10,6 +10,8 @@ import pytest
 
 from planner.engine import train
 from planner.engine.data.corpus import load_corpora, load_corpus
+from planner.engine.data.documents import list_documents
+from planner.engine.data.texts import read_texts
 from planner.engine.data.tokenizer import make_tokenizer
 from planner.errors import ConfigError
 from planner.trial import DataConfig
@@ -19,10 +21,15 @@ def bpe(path, **fields):
     return DataConfig(corpus=str(path), tokenizer="bpe", **fields)
 
 
+def texts_of(data):
+    documents = {name: list_documents(data, source) for name, source in data.sources.items()}
+    return [*read_texts(data, documents).values()]
+
+
 def test_a_bpe_has_the_asked_vocabulary_and_gives_the_text_back(text_file):
     data = bpe(text_file)
     corpus, text = load_corpus(data, 400), load_corpus(DataConfig(corpus=str(text_file)))
-    tokenizer = make_tokenizer(data, 400, [text.train])
+    tokenizer = make_tokenizer(data, 400, texts_of(data))
     assert tokenizer.vocab_size == 400
     for tokens, content in ((corpus.train, text.train), (corpus.validation, text.validation)):
         assert int(tokens.max()) < 400
@@ -59,7 +66,7 @@ def test_documents_are_set_apart_and_long_ones_are_cut_at_lines(tmp_path, monkey
     (tmp_path / "unbroken.txt").write_text("ü" * 999)
     data = bpe(tmp_path)
     corpus, text = load_corpus(data, 300), load_corpus(DataConfig(corpus=str(tmp_path)))
-    tokenizer = make_tokenizer(data, 300, [text.train])
+    tokenizer = make_tokenizer(data, 300, texts_of(data))
     assert (corpus.train == tokenizer.separator).sum() == bytes(text.train).count(b"\0")
     assert tokenizer._tokenizer.decode(corpus.train.tolist()).encode() == bytes(text.train)
 

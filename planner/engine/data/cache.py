@@ -2,7 +2,7 @@
 
 They stand in the user's cache folder under a name made of what they were made from, written whole and
 renamed. One worker makes them while the others wait; without a folder that can be written every
-worker makes its own.
+worker makes its own in the folder for temporary files.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
+from planner.errors import ConfigError
 
 __all__ = ["cached", "key_of", "read_facts"]
 
 T = TypeVar("T")
-Content = bytes | npt.NDArray[Any]
 
 
 def key_of(*parts: object) -> str:
@@ -31,26 +30,24 @@ def key_of(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
-def cached(
-    key: str, read: Callable[[Path], T], make: Callable[[], tuple[T, Mapping[str, Content]]]
-) -> T:
+def cached(key: str, read: Callable[[Path], T], make: Callable[[Path], None]) -> T:
     """Return what is kept under a key, or make it and keep it.
 
     Args:
         key: Of `key_of`.
         read: Reads it from its folder; raises OSError, ValueError, KeyError or TypeError where the
             folder is not whole.
-        make: Makes it, and the files from which `read` has it again.
+        make: Writes its files into a folder.
+
+    Raises:
+        ConfigError: No folder has room for it.
     """
     found = _read(key, read)
     if found is not None:
         return found
     with _alone(key):
         found = _read(key, read)
-        if found is None:
-            found, files = make()
-            _write(key, files)
-    return found
+        return _made(key, read, make) if found is None else found
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -85,17 +82,28 @@ def _alone(key: str) -> Iterator[None]:
         yield
 
 
-def _write(key: str, files: Mapping[str, Content]) -> None:
-    target = _folder() / key
+def _made(key: str, read: Callable[[Path], T], make: Callable[[Path], None]) -> T:
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".writing-") as folder:
-            whole = Path(folder) / "whole"
+        with tempfile.TemporaryDirectory(dir=_folder(), prefix=".writing-") as folder:
+            whole = Path(folder, "whole")
             whole.mkdir()
-            for name, content in files.items():
-                if isinstance(content, np.ndarray):
-                    content.tofile(whole / name)
-                else:
-                    (whole / name).write_bytes(content)
-            whole.rename(target)
+            make(whole)
+            shutil.rmtree(_folder() / key, ignore_errors=True)
+            whole.rename(_folder() / key)
+            return read(_folder() / key)
     except OSError:
-        return
+        return _made_for_now(read, make)
+
+
+def _made_for_now(read: Callable[[Path], T], make: Callable[[Path], None]) -> T:
+    """Make it where nobody finds it again: mapped files outlive their folder's removal."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="planner-") as folder:
+            make(Path(folder))
+            return read(Path(folder))
+    except OSError as error:
+        raise ConfigError(
+            f"data must be kept while they are read: neither {_folder()} nor {tempfile.gettempdir()} "
+            f"could be written: {error.strerror}.",
+            hint="Free some space, or set XDG_CACHE_HOME to a folder that has some.",
+        ) from error

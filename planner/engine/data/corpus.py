@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -111,7 +111,7 @@ def _load_texts(
     texts = read_texts(data, {name: list_documents(data, s) for name, s in sources.items()})
     if data.tokenizer == BYTES:
         return {name: _of_bytes(text) for name, text in texts.items()}
-    tokenizer = make_tokenizer(data, vocab_size, [text.train for text in texts.values()])
+    tokenizer = make_tokenizer(data, vocab_size, [*texts.values()])
     return {name: _of_tokens(text, tokenizer) for name, text in texts.items()}
 
 
@@ -121,7 +121,7 @@ def _of_bytes(text: Text) -> Corpus:
         content_hash=text.content_hash,
         train=text.train,
         validation=text.validation,
-        max_token=max(int(text.train.max()), int(text.validation.max())),
+        max_token=text.max_byte,
         bytes_per_token=1.0,
         left_out=text.left_out,
     )
@@ -130,14 +130,13 @@ def _of_bytes(text: Text) -> Corpus:
 def _of_tokens(text: Text, tokenizer: TextTokenizer) -> Corpus:
     """Return a text's tokens, from the cache or encoded."""
 
-    def make() -> tuple[dict[str, Tokens], dict[str, Any]]:
-        splits = {
-            "train": tokenizer.encode(text.train),
-            "validation": tokenizer.encode(text.validation),
-        }
-        facts = {name: [len(tokens), tokens.dtype.str] for name, tokens in splits.items()}
-        files = {f"{name}.bin": tokens for name, tokens in splits.items()}
-        return splits, files | {"facts.json": json.dumps(facts).encode()}
+    def make(folder: Path) -> None:
+        facts = {}
+        for name, split in (("train", text.train), ("validation", text.validation)):
+            with (folder / f"{name}.bin").open("wb") as file:
+                length = sum(file.write(part.data) for part in tokenizer.encode(split))
+            facts[name] = [length // tokenizer.dtype.itemsize, tokenizer.dtype.str]
+        (folder / "facts.json").write_text(json.dumps(facts))
 
     splits = cached(key_of("tokens", text.content_hash, tokenizer.content_hash), _read_tokens, make)
     digest = hashlib.sha256(f"{text.content_hash}{tokenizer.content_hash}".encode()).hexdigest()

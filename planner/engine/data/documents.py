@@ -25,6 +25,8 @@ _NOT_STDLIB: Final = frozenset({"site-packages", "dist-packages", "__pycache__"}
 _TESTS: Final = frozenset({"test", "tests", "idle_test", "testing"})
 _TABLES: Final = frozenset({".jsonl", ".ndjson", ".parquet"})
 """Endings of files that hold one document per row."""
+_PART_BYTES: Final = 1 << 20
+"""Text is checked in parts of this size, since its characters take up to four times as much."""
 _DATASET_MARKS: Final = ("dataset_dict.json", "state.json")
 """Files that `datasets` writes into a folder, of several splits and of one."""
 
@@ -65,17 +67,12 @@ class Documents:
 
     def _checked(self, content: bytes, place: str) -> bytes | None:
         """Return a document as UTF-8 under the rule for what is not."""
-        if self.rule == "keep":
+        wrong = None if self.rule == "keep" else _first_wrong_byte(content)
+        if wrong is None:
             return content
-        try:
-            content.decode()
-        except UnicodeDecodeError as error:
-            if self.rule == "replace":
-                return content.decode(errors="replace").encode()
-            if self.rule == "refuse":
-                raise _not_utf8(place, error.start, content[error.start]) from error
-            return None
-        return content
+        if self.rule == "refuse":
+            raise _not_utf8(place, wrong, content[wrong])
+        return content.decode(errors="replace").encode() if self.rule == "replace" else None
 
     def _encoded(self, text: object, place: str) -> bytes | None:
         """Return a row's text as UTF-8: JSON may hold halves of characters, which have none."""
@@ -201,6 +198,21 @@ def _read_file(path: Path) -> bytes:
         raise ConfigError(
             f"a file of the corpus cannot be read: {path}: {error.strerror}."
         ) from error
+
+
+def _first_wrong_byte(content: bytes) -> int | None:
+    """Return where a text stops being UTF-8, looking at a part of it at a time; None if nowhere."""
+    start = 0
+    while start < len(content):
+        end = min(start + _PART_BYTES, len(content))
+        while end < len(content) and content[end] & 0xC0 == 0x80 and end > start + _PART_BYTES - 4:
+            end -= 1
+        try:
+            content[start:end].decode()
+        except UnicodeDecodeError as error:
+            return start + error.start
+        start = end
+    return None
 
 
 def _parse(line: bytes, place: str) -> Any:

@@ -186,9 +186,11 @@ def _read_folder(path: Path, model: ModelConfig) -> _Labelled:
             raise ValueError(f"{folder} is not whole")
         return np.memmap(folder / "images.bin", dtype=np.uint8, mode="r", shape=shape)
 
-    def make() -> tuple[Array, dict[str, Any]]:
-        images = np.stack([_decode(file, shape[1], shape[2]) for file in files])
-        return images, {"images.bin": images, "facts.json": json.dumps({"shape": shape}).encode()}
+    def make(folder: Path) -> None:
+        with (folder / "images.bin").open("wb") as out:
+            for file in files:
+                out.write(_decode(file, shape[1], shape[2]).tobytes())
+        (folder / "facts.json").write_text(json.dumps({"shape": shape}))
 
     return _Labelled(cached(key_of("images", str(path), shape, seen), read, make), labels, names)
 

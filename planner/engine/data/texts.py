@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ __all__ = ["SEPARATOR", "Bytes", "Text", "is_held_back", "num_kept", "read_texts
 Bytes = npt.NDArray[np.uint8]
 SEPARATOR: Final = 0
 """Byte after every document."""
+_SPLITS: Final = ("train", "validation")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +42,9 @@ class Text:
     """sha256 of both splits."""
     train: Bytes
     validation: Bytes
+    train_hash: str
+    """sha256 of the training split."""
+    max_byte: int
     left_out: Mapping[str, int]
     """Documents that were left out, by reason."""
 
@@ -53,63 +57,63 @@ def read_texts(data: DataConfig, sources: Mapping[str, Documents]) -> dict[str, 
     """
     parts = [(name, documents.key()) for name, documents in sources.items()]
     key = key_of("text", parts, data.validation_fraction, data.near_duplicate_similarity)
-    return cached(key, lambda folder: _read(folder, sources), lambda: _make(data, sources))
+    return cached(
+        key, lambda folder: _read(folder, sources), lambda folder: _make(data, sources, folder)
+    )
 
 
-def _make(
-    data: DataConfig, sources: Mapping[str, Documents]
-) -> tuple[dict[str, Text], dict[str, bytes]]:
+def _make(data: DataConfig, sources: Mapping[str, Documents], folder: Path) -> None:
     copies = Deduplication(data.near_duplicate_similarity)
-    texts, files, facts = {}, {}, {}
+    facts = {}
     for number, (name, documents) in enumerate(sources.items()):
-        if documents.kind == "text":
-            if data.near_duplicate_similarity is not None:
-                raise ConfigError(
-                    "near-duplicates are found among documents: "
-                    f"{documents.path} is one text, data.near_duplicate_similarity="
-                    f"{data.near_duplicate_similarity}.",
-                    hint="Give a folder or a table of documents, or leave "
-                    "data.near_duplicate_similarity out.",
-                )
-            splits, left_out = _split_text(documents, data.validation_fraction)
-        else:
-            splits, left_out = _split_documents(documents, data.validation_fraction, copies)
-        for split, content in splits.items():
-            if not content:
+        if documents.kind == "text" and data.near_duplicate_similarity is not None:
+            raise ConfigError(
+                "near-duplicates are found among documents: "
+                f"{documents.path} is one text, data.near_duplicate_similarity="
+                f"{data.near_duplicate_similarity}.",
+                hint="Give a folder or a table of documents, or leave "
+                "data.near_duplicate_similarity out.",
+            )
+        paths = [folder / f"{number}.{split}.bin" for split in _SPLITS]
+        with paths[0].open("wb") as train, paths[1].open("wb") as validation:
+            if documents.kind == "text":
+                left_out = _split_text(documents, data.validation_fraction, train, validation)
+            else:
+                fraction = data.validation_fraction
+                left_out = _split_documents(documents, fraction, copies, train, validation)
+        for split, path in zip(_SPLITS, paths, strict=True):
+            if not path.stat().st_size:
                 raise ConfigError(
                     f"the {split} split of a corpus must hold text: {documents.path} leaves it "
                     f"empty at validation_fraction={data.validation_fraction}.",
                     hint="Give more documents, or another validation_fraction.",
                 )
-            files[f"{number}.{split}.bin"] = content
-        digest = hashlib.sha256(splits["train"] + b"\0" + splits["validation"]).hexdigest()
-        arrays = {split: np.frombuffer(c, dtype=np.uint8) for split, c in splits.items()}
-        texts[name] = Text(
-            name=str(documents.path), content_hash=digest, left_out=left_out, **arrays
-        )
+        splits = [np.memmap(path, dtype=np.uint8, mode="r") for path in paths]
+        digest = hashlib.sha256(splits[0].data)
+        train_hash = digest.hexdigest()
+        digest.update(b"\0")
+        digest.update(splits[1].data)
         facts[name] = {
-            "content_hash": digest,
+            "content_hash": digest.hexdigest(),
+            "train_hash": train_hash,
+            "max_byte": max(int(split.max()) for split in splits),
             "left_out": left_out,
-            "bytes": {split: len(content) for split, content in splits.items()},
+            "bytes": [len(split) for split in splits],
         }
-    return texts, files | {"facts.json": json.dumps(facts).encode()}
+    (folder / "facts.json").write_text(json.dumps(facts))
 
 
 def _read(folder: Path, sources: Mapping[str, Documents]) -> dict[str, Text]:
-    facts = read_facts(folder)
     texts = {}
-    for number, (name, documents) in enumerate(sources.items()):
-        found: dict[str, Any] = facts[name]
-        arrays = {
-            split: np.memmap(folder / f"{number}.{split}.bin", dtype=np.uint8, mode="r")
-            for split in ("train", "validation")
-        }
-        if any(len(array) != found["bytes"][split] for split, array in arrays.items()):
+    for number, (name, facts) in enumerate(read_facts(folder).items()):
+        train, validation = (
+            np.memmap(folder / f"{number}.{split}.bin", dtype=np.uint8, mode="r")
+            for split in _SPLITS
+        )
+        if [len(train), len(validation)] != facts.pop("bytes"):
             raise ValueError(f"{folder} is not whole")
-        texts[name] = Text(
-            name=str(documents.path), content_hash=found["content_hash"],
-            left_out=found["left_out"], **arrays,
-        )  # fmt: skip
+        path = str(sources[name].path)
+        texts[name] = Text(name=path, train=train, validation=validation, **facts)
     return texts
 
 
@@ -125,29 +129,34 @@ def num_kept(number: int, validation_fraction: float) -> int:
 
 
 def _split_documents(
-    documents: Documents, fraction: float, copies: Deduplication
-) -> tuple[dict[str, bytes], dict[str, int]]:
-    splits: dict[str, list[bytes]] = {"train": [], "validation": []}
+    documents: Documents,
+    fraction: float,
+    copies: Deduplication,
+    train: IO[bytes],
+    validation: IO[bytes],
+) -> dict[str, int]:
     before = copies.num_exact, copies.num_near
     num_invalid = 0
     for name, content in documents.read():
         if content is None:
             num_invalid += 1
         elif content and not copies.repeats(content):
-            splits["validation" if is_held_back(name, fraction) else "train"].append(content)
-    joined = {name: b"".join(part + b"\0" for part in parts) for name, parts in splits.items()}
-    return joined, {
+            (validation if is_held_back(name, fraction) else train).write(content + b"\0")
+    return {
         "duplicates": copies.num_exact - before[0],
         "near_duplicates": copies.num_near - before[1],
         "invalid": num_invalid,
     }
 
 
-def _split_text(documents: Documents, fraction: float) -> tuple[dict[str, bytes], dict[str, int]]:
+def _split_text(
+    documents: Documents, fraction: float, train: IO[bytes], validation: IO[bytes]
+) -> dict[str, int]:
     """Split one text; its end is held back, from the start of a character on."""
     content = next(text for _, text in documents.read()) or b""
     cut = num_kept(len(content), fraction) if content else 0
     while cut > 0 and content[cut] & 0xC0 == 0x80:
         cut -= 1
-    left_out = {"duplicates": 0, "near_duplicates": 0, "invalid": int(not content)}
-    return {"train": content[:cut], "validation": content[cut:]}, left_out
+    train.write(memoryview(content)[:cut])
+    validation.write(memoryview(content)[cut:])
+    return {"duplicates": 0, "near_duplicates": 0, "invalid": int(not content)}

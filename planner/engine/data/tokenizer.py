@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from planner.engine.data.cache import cached, key_of
 from planner.engine.data.extras import need
-from planner.engine.data.texts import SEPARATOR, Bytes
+from planner.engine.data.texts import SEPARATOR, Bytes, Text
 from planner.errors import ConfigError
 from planner.trial import BPE, DataConfig
 
@@ -43,20 +43,22 @@ class TextTokenizer:
     """Token after every document."""
     _tokenizer: Any
 
-    def encode(self, text: Bytes) -> npt.NDArray[np.unsignedinteger]:
-        """Return the tokens of a split, uint16 where the vocabulary allows it."""
-        dtype = np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
-        parts = []
+    @property
+    def dtype(self) -> np.dtype[np.unsignedinteger]:
+        """Number format of the tokens: uint16 where the vocabulary allows it."""
+        return np.dtype("<u2" if self.vocab_size <= 2**16 else "<u4")
+
+    def encode(self, text: Bytes) -> Iterator[npt.NDArray[np.unsignedinteger]]:
+        """Yield the tokens of a split, piece by piece."""
         for batch in _batches(text):
             encoded = self._tokenizer.encode_batch_fast(
                 [content for content, _ in batch], add_special_tokens=False
             )
             for (_, is_end), found in zip(batch, encoded, strict=True):
-                parts.append(np.array(found.ids + [self.separator] * is_end, dtype=dtype))
-        return np.concatenate(parts) if parts else np.empty(0, dtype=dtype)
+                yield np.array(found.ids + [self.separator] * is_end, dtype=self.dtype)
 
 
-def make_tokenizer(data: DataConfig, vocab_size: int, train: Sequence[Bytes]) -> TextTokenizer:
+def make_tokenizer(data: DataConfig, vocab_size: int, texts: Sequence[Text]) -> TextTokenizer:
     """Return the tokenizer of a trial: read from its file, or trained on the training text.
 
     Raises:
@@ -65,20 +67,20 @@ def make_tokenizer(data: DataConfig, vocab_size: int, train: Sequence[Bytes]) ->
     """
     library = need("tokenizers", f"data.tokenizer={data.tokenizer}")
     if data.tokenizer == BPE:
-        return _trained(library, data, vocab_size, train)
+        return _trained(library, data, vocab_size, texts)
     return _from_file(library, data, vocab_size)
 
 
 def _trained(
-    library: Any, data: DataConfig, vocab_size: int, train: Sequence[Bytes]
+    library: Any, data: DataConfig, vocab_size: int, texts: Sequence[Text]
 ) -> TextTokenizer:
     limit = data.tokenizer_training_bytes
-    hashes = [hashlib.sha256(text.data).hexdigest() for text in train]
+    hashes = [text.train_hash for text in texts]
     key = key_of("bpe", library.__version__, hashes, limit, vocab_size)
 
-    def make() -> tuple[str, dict[str, bytes]]:
-        text = _train_bpe(library, _sample(train, limit), vocab_size)
-        return text, {"tokenizer.json": text.encode()}
+    def make(folder: Path) -> None:
+        sample = _sample([text.train for text in texts], limit)
+        (folder / "tokenizer.json").write_text(_train_bpe(library, sample, vocab_size))
 
     text = cached(key, lambda folder: (folder / "tokenizer.json").read_text(), make)
     tokenizer = library.Tokenizer.from_str(text)
