@@ -191,11 +191,35 @@ def _report_growth(rows: list[TableRow]) -> None:
         found = _score_time(calibrate([trial_of(r) for r in small]), large)
         pooled += found
         lines.append(
-            [name, str(len(small)), f"{sizes[-1]} devices, {len(large)} rows", _cell(found)]
+            [
+                name,
+                str(len(small)),
+                f"{sizes[-1]} devices, {len(large)} rows",
+                _cell(found),
+                _coverage(found),
+            ]
         )
-    lines.append(["**pooled**", "", "", _cell(pooled)])
+    lines.append(["**pooled**", "", "", _cell(pooled), _coverage(pooled)])
     _print_table("Step time from the smallest to the largest cluster, median / p90 in %",
-                ["group", "calibrated on", "scored on", "error"], lines)  # fmt: skip
+                ["group", "calibrated on", "scored on", "error", "covered"], lines)  # fmt: skip
+
+
+def _report_noise(rows: list[TableRow]) -> None:
+    """Print how far measurements of one configuration lie from their median: no model can be nearer."""
+    groups: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        kinds = [f"{row.source}, {'experts' if row.shape.num_experts else 'dense'}", "**pooled**"]
+        for kind in kinds:
+            seconds = groups.setdefault(kind, {}).setdefault(row.config_key, [])
+            seconds.append(row.step_seconds or np.nan)
+    lines = []
+    for kind, configurations in sorted(groups.items(), key=lambda item: item[0].startswith("*")):
+        several = [np.array(s) for s in configurations.values() if len(s) > 1]
+        if several:
+            off = [(error, True) for s in several for error in s / np.median(s) - 1.0]
+            lines.append([kind, str(len(several)), str(len(off)), _cell(off)])
+    _print_table("Spread of one configuration measured more than once, median / p90 in %",
+                ["source", "configurations", "rows", "from their median"], lines)  # fmt: skip
 
 
 def _report_regret(rows: list[TableRow], same: bool) -> None:
@@ -310,6 +334,7 @@ def main() -> None:
     )
     if same:
         _report_growth(timed(test))
+    _report_noise(timed(test))
     _report_errors("Peak memory, median / p90 of the absolute error in %",
                   [replace(r, step_seconds=None) for r in calibration if r.memory_bytes],
                   [replace(r, step_seconds=None) for r in test if r.memory_bytes], same, _score_memory)  # fmt: skip

@@ -69,9 +69,11 @@ _MEMORY_SPREADS: Final = {
 _LEAST: Final = -4.0
 """Lower bound of the logarithm of a constant over its default."""
 
+_MOST_TRIALS: Final = 400
+
 _TIME_PRIOR: Final = Prior()
 """Of step seconds; chosen so that no source of benchmarks/costs.py is much worse off than another."""
-_MEMORY_PRIOR: Final = Prior(effect=0.02, experts=0.02, amplitude=0.04, noise=0.06)
+_MEMORY_PRIOR: Final = Prior(effect=0.02, experts=0.02, amplitude=0.04, noise=0.1)
 _MEMORY_LOG_SIGMA: Final = 0.15
 """Log standard deviation of measured over predicted peak memory without calibration."""
 
@@ -240,6 +242,13 @@ def _fit_memory(trials: Sequence[MeasuredTrial]) -> tuple[MemoryConstants, Proce
     )
 
 
+def _thinned(trials: list[MeasuredTrial]) -> list[MeasuredTrial]:
+    """Return at most so many trials, evenly: the fit grows with the cube of their number."""
+    if len(trials) <= _MOST_TRIALS:
+        return trials
+    return [trials[i] for i in np.linspace(0, len(trials) - 1, _MOST_TRIALS).astype(int)]
+
+
 def calibrate(trials: Sequence[MeasuredTrial]) -> Calibration:
     """Return the calibration that measured trials of one cluster support; none gives the defaults.
 
@@ -249,8 +258,8 @@ def calibrate(trials: Sequence[MeasuredTrial]) -> Calibration:
     if not trials:
         raise ValueError("calibration needs at least one measured trial")
     result = uncalibrated(trials[0].cluster)
-    timed = [trial for trial in trials if trial.step_seconds]
-    weighed = [trial for trial in trials if trial.memory_bytes]
+    timed = _thinned([trial for trial in trials if trial.step_seconds])
+    weighed = _thinned([trial for trial in trials if trial.memory_bytes])
     if timed:
         efficiency, residual = _fit_efficiency(timed)
         result = replace(

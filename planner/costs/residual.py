@@ -157,7 +157,7 @@ def _scaled(base: Array, common: Array, off: Array, prior: Prior) -> tuple[Prior
         off: Residuals.
         prior: What is scaled.
     """
-    best: tuple[float, Prior, Array] | None = None
+    best = (-np.inf, prior, np.ones(len(off)))
     for process in _PROCESS_SCALES:
         for noise in _NOISE_SCALES:
             scaled = Prior(
@@ -171,10 +171,8 @@ def _scaled(base: Array, common: Array, off: Array, prior: Prior) -> tuple[Prior
             inflation = _inflation(matrix, off, scaled.noise, inflation)
             score = _evidence(matrix, off, scaled.noise, inflation)
             score -= 0.5 * (np.log(process) ** 2 + np.log(noise) ** 2) / _SCALE_LOG_SIGMA**2
-            if best is None or score > best[0]:
+            if score > best[0]:
                 best = (score, scaled, inflation)
-    if best is None or not np.isfinite(best[0]):
-        raise ValueError("measured step seconds and bytes must be positive and finite")
     return best[1], best[2]
 
 
@@ -199,6 +197,8 @@ def fit_process(
     Raises:
         ValueError: Something measured is not positive and finite.
     """
+    if not np.all(np.isfinite(measured)):
+        raise ValueError("measured step seconds and bytes must be positive and finite")
     u, base = np.zeros(len(spread)), covariance(points, points, prior)
     value, slopes = model(u), slopes_of(model, u)
     for turn in range(_ROUNDS):

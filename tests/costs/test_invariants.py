@@ -5,12 +5,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from planner.costs import estimate
 from planner.costs.layouts import LayoutProblem, search_layouts
 from planner.costs.memory import memory_use
 from planner.costs.params import count_shape_params
 from planner.costs.shapes import ModelShape, named_shape, named_shapes
 from planner.costs.speed import step_time
 from planner.errors import InfeasibleError
+from planner.trial import (
+    BatchConfig,
+    ModelConfig,
+    ParallelLayout,
+    PrecisionConfig,
+    TrainConfig,
+    TrialConfig,
+)
 
 CHECKED = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -27,6 +36,27 @@ LAYOUTS = st.fixed_dictionaries(
         "sequence_parallel": st.sampled_from([0.0, 1.0]),
     }
 )
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=CHECKED.suppress_health_check)
+@given(st.integers(1, 400), st.sampled_from(["fp32", "bf16", "fp8"]), st.sampled_from([1, 2]))
+def test_twice_the_tokens_take_twice_the_flops_and_the_time(cluster_of, steps, precision, context):
+    def cost(num_steps):
+        config = TrialConfig(
+            model=ModelConfig(num_layers=4, d_model=512, sequence_length=1024),
+            train=TrainConfig(tokens=num_steps * 64 * 1024),
+            batch=BatchConfig(sequences_per_step=64),
+            layout=ParallelLayout(data_parallel=8, context_parallel=context),
+            precision=PrecisionConfig(compute=precision),
+        )
+        return estimate(config, cluster_of("16xh100-sxm"))
+
+    one, two = cost(steps), cost(2 * steps)
+    assert two.train_flops == 2 * one.train_flops
+    assert two.train_seconds == pytest.approx(2 * one.train_seconds)
+    weak = {"fp8": precision == "fp8", "context parallelism": context > 1}
+    assert (one.confidence == "low") == any(weak.values())
+    assert all(name in one.confidence_reason for name, holds in weak.items() if holds)
 
 
 @CHECKED
