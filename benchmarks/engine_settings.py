@@ -21,7 +21,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from planner.costs import ClusterConfig, estimate, resolve_cluster
+from planner.costs import ClusterConfig, resolve_cluster
+from planner.costs.estimates import device_peaks
+from planner.costs.memory import MemoryConstants, memory_use
+from planner.costs.workload import workload_of
 from planner.engine.checkpoint import Checkpoints, Saved
 from planner.engine.parallel.workers import Workers
 from planner.engine.step import Stepper
@@ -86,8 +89,10 @@ def peak_bytes(stepper: Stepper) -> int:
 
 def modelled_bytes(config: TrialConfig) -> float:
     """Return what the cost model says of the same: gradients, activations, logits."""
-    parts = estimate(config, resolve_cluster(ClusterConfig())).memory_breakdown_bytes
-    return sum(parts[kind] for kind in ("gradients", "activations", "logits"))
+    cluster = resolve_cluster(ClusterConfig())
+    w = workload_of(config, device_peaks(config, cluster), on_cpu=True)
+    use = memory_use(w, MemoryConstants())
+    return float(use.gradients + use.activations + use.logits)
 
 
 def main() -> None:

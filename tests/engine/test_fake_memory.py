@@ -3,13 +3,18 @@
 import json
 import subprocess
 import sys
+import weakref
+from importlib import import_module
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
+from torch.distributed.device_mesh import DeviceMesh
 from torch.profiler import ProfilerActivity, profile
 
-from planner.costs import ClusterConfig, estimate, resolve_cluster
-from planner.costs.tracing import trace_memory
+from planner.costs import ClusterConfig, estimate, resolve_cluster, tracing
+from planner.engine.heap import Heap
 from planner.engine.parallel.workers import Workers
 from planner.engine.step import Stepper
 from planner.trial import (
@@ -22,6 +27,7 @@ from planner.trial import (
     TrialConfig,
 )
 
+_TRACED = {}
 MODEL = ModelConfig(num_layers=3, d_model=128, sequence_length=128, vocab_size=1024)
 
 
@@ -35,6 +41,14 @@ def trial(micro=None, layout=None, **execution):
         execution=ExecutionConfig(**execution),
         precision=PrecisionConfig(compute=precision),
     )
+
+
+def trace_memory(config):
+    """Trace every configuration once."""
+    key = config.model_dump_json()
+    if key not in _TRACED:
+        _TRACED[key] = tracing.trace_memory(config)
+    return _TRACED[key]
 
 
 class Zeros:
@@ -126,4 +140,88 @@ def test_the_entry_prints_one_json_document(tmp_path):
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = json.loads(done.stdout)
-    assert found["resident_bytes"] == found["tensor_bytes"] + found["process_bytes"]
+    largest = max(found["tensor_bytes"], found["heap_bytes"])
+    assert found["resident_bytes"] == largest + found["process_bytes"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {
+            "execution": {"activation_checkpointing": "full"},
+            "precision": {"compute": "bf16"},
+            "batch": {"sequences_per_step": 8, "micro_batch_sequences": 4},
+        },
+        {"layout": {"data_parallel": 2}},
+    ],
+    ids=["recomputed in micro-batches in bf16", "two workers"],
+)
+def test_an_estimate_is_within_5_percent_of_the_peak_of_the_engines_process(tmp_path, changed):
+    config = TrialConfig.model_validate(
+        {
+            "model": {"num_layers": 6, "d_model": 128, "sequence_length": 128, "vocab_size": 2048},
+            "train": {"tokens": 3 * 8 * 128, "num_validations": 1},
+            "batch": {"sequences_per_step": 8},
+        }
+        | changed
+    )
+    path = tmp_path / "config.json"
+    path.write_text(config.model_dump_json(exclude_none=True))
+    done = subprocess.run(
+        [sys.executable, "-m", "planner.engine", str(path)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    measured = json.loads(done.stdout)["peak_memory_bytes"]
+    cluster = resolve_cluster(ClusterConfig(devices_per_node=2))
+    found = estimate(config, cluster, traced=trace_memory(config)).peak_memory_bytes
+    print(f"estimated {found / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    assert found == pytest.approx(measured, rel=0.05)
+
+
+PRIVATE_NAMES = {
+    "torch._subclasses.fake_tensor": ("FakeTensorMode", "unset_fake_temporarily"),
+    "torch.distributed._tools.mem_tracker": ("MemTracker",),
+    "torch.distributed._tools.fsdp2_mem_tracker": ("FSDPMemTracker",),
+    "torch.testing._internal.distributed.fake_pg": ("FakeStore",),
+    "torch.utils._python_dispatch": ("TorchDispatchMode",),
+    "torch.utils._pytree": ("tree_leaves",),
+    "torch.utils.weak": ("WeakIdKeyDictionary",),
+}
+
+
+@pytest.mark.parametrize("module", PRIVATE_NAMES)
+def test_the_private_names_of_torch_that_the_trace_needs_are_there(module):
+    found = import_module(module)
+    assert all(hasattr(found, name) for name in PRIVATE_NAMES[module])
+
+
+def test_the_private_methods_of_torch_that_the_trace_changes_are_there():
+    assert "_concatenate" in DeviceMesh.__dict__
+    assert "_get_slice_mesh_layout" in DeviceMesh.__dict__
+    for name in ("track_external", "get_tracker_snapshot", "reset_mod_stats"):
+        assert hasattr(MemTracker, name)
+
+
+def test_a_storage_of_a_fake_tensor_goes_when_the_tensor_goes_and_knows_its_size():
+    with FakeTensorMode():
+        tensor = torch.empty(1000)
+    storage = tensor.untyped_storage()
+    assert storage is tensor.view(10, 100).untyped_storage()
+    gone = []
+    watched = weakref.ref(storage, gone.append)
+    assert storage.size() == 4000
+    assert watched() is storage
+    del tensor, storage
+    assert len(gone) == 1
+
+
+def test_the_heap_keeps_what_is_free_between_blocks():
+    heap = Heap()
+    blocks = [heap.allocate(100_000) for _ in range(40)]
+    before = heap.free_bytes()
+    for block in blocks[:-1:2]:
+        heap.release(block)
+    assert heap.free_bytes() - before >= 19 * 100_000
+    for block in blocks[1::2]:
+        heap.release(block)

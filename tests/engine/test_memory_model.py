@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from planner.costs import ClusterConfig, resolve_cluster
 from planner.costs.estimates import device_peaks
-from planner.costs.memory import CPU_MEMORY, memory_use
+from planner.costs.memory import MemoryConstants, memory_use
 from planner.costs.workload import workload_of
 from planner.engine.parallel.workers import Workers
 from planner.engine.step import Stepper
@@ -76,7 +76,7 @@ def measured_held_bytes(config):
 def modelled_held_bytes(config):
     cluster = resolve_cluster(ClusterConfig())
     w = workload_of(config, device_peaks(config, cluster), on_cpu=True)
-    use = memory_use(w, CPU_MEMORY)
+    use = memory_use(w, MemoryConstants())
     return float(use.gradients + use.activations + use.logits)
 
 
