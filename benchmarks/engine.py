@@ -94,31 +94,66 @@ def speed(rounds: int) -> None:
     print("(tokens per CPU-second, one thread)\n")
 
 
+ALONE = """
+import time; start = time.time()
+from planner.trial import TrialConfig
+from planner.engine import train_local
+for attempt in ("cold", "warm, the second worker a new process"):
+    seen = []
+    def report(metrics):
+        seen.append((time.time() - start, time.process_time() - used))
+    used = 0.0 if attempt == "cold" else time.process_time()
+    train_local(TrialConfig.model_validate(CONFIG), on_metrics=report)
+    print(attempt, *seen[0], sep=";"); start = time.time()
+"""
+POOL = """
+import sys, time
+from planner.trial import TrialConfig
+from planner.engine import train
+rank = int(sys.argv[1])
+for attempt in range(3):
+    seen = []
+    start, used = time.time(), time.process_time()
+    def report(metrics):
+        seen.append((time.time() - start, time.process_time() - used))
+    train(TrialConfig.model_validate(CONFIG), rank=rank, world_size=2, on_metrics=report,
+          init_method=f"file://{sys.argv[2]}/{attempt}")
+    if seen and attempt == 2:
+        print("warm, as in a sweep's pool of workers", *seen[0], sep=";")
+"""
+
+
 def start_up() -> None:
-    """Print the seconds to the first step of a fresh process and of a warm one."""
-    code = (
-        "import time; start = time.time()\n"
-        "from planner.trial import TrialConfig\n"
-        "from planner.engine import train_local\n"
-        "for attempt in ('cold', 'warm'):\n"
-        "    config = TrialConfig.model_validate(CONFIG)\n"
-        "    seen = []\n"
-        "    train_local(config, on_metrics=lambda m: seen.append(time.time() - start))\n"
-        "    print(attempt, round(seen[0], 2)); start = time.time()\n"
-    )
-    print("| workers | process | seconds to the first report (one step and its validation) |")
-    print("|---|---|---|")
+    """Print the seconds to the first step of fresh processes and of warm ones.
+
+    CPU seconds, those of the first worker, are what other work on the machine disturbs least.
+    """
+    print("| workers | process | wall seconds to the first report | CPU seconds |")
+    print("|---|---|---|---|")
     for workers in (1, 2):
         config = trial(64, 12, layout={"data_parallel": workers}).model_dump(mode="json")
         config["train"] |= {"tokens": 768, "num_validations": 1, "validation_tokens": 768}
-        source = code.replace("CONFIG", repr(config))
-        lines = subprocess.run(
-            [sys.executable, "-c", source], capture_output=True, text=True, check=True, timeout=120
-        ).stdout.split("\n")
-        for line in filter(None, lines):
-            kind, seconds = line.split()
-            print(f"| {workers} | {kind} | {seconds} |")
+        lines = _lines_of([[sys.executable, "-c", ALONE.replace("CONFIG", repr(config))]])
+        if workers == 2:
+            source = POOL.replace("CONFIG", repr(config))
+            with tempfile.TemporaryDirectory() as folder:
+                lines += _lines_of(
+                    [[sys.executable, "-c", source, str(rank), folder] for rank in (0, 1)]
+                )
+        for line in lines:
+            kind, seconds, cpu = line.split(";")
+            kind = kind.split(",")[0] if workers == 1 else kind
+            print(f"| {workers} | {kind} | {float(seconds):.2f} | {float(cpu):.2f} |")
     print()
+
+
+def _lines_of(commands: list[list[str]]) -> list[str]:
+    """Return what processes print that run side by side."""
+    started = [subprocess.Popen(c, stdout=subprocess.PIPE, text=True) for c in commands]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    if any(process.returncode for process in started):
+        raise SystemExit("a process of the start-up benchmark failed; its message is above")
+    return [line for output in outputs for line in output.splitlines()]
 
 
 def data(rounds: int) -> None:
@@ -176,7 +211,8 @@ def quality(iterations: int) -> None:
     """Print validation losses of the engine and of the plain model after the same training.
 
     The plain recipe: 12 sequences of 64 bytes a step, 1e-3 with warm-up and a cosine to 1e-4,
-    weight decay 0.1, on about 1 MB of text.
+    weight decay 0.1, on about 1 MB of text. The plain model trains twice: from its own initial
+    values on windows that it draws itself, and from the engine's values in the engine's order.
     """
     config = trial(
         64, 12,
@@ -186,22 +222,46 @@ def quality(iterations: int) -> None:
         },
         data={"corpus": "python-stdlib", "max_unique_tokens": 1_000_000},
     )  # fmt: skip
-    found = train(config)
+    found = train(config).val_loss or float("nan")
+    print("| iterations | plain | plain, validation loss | engine, validation loss | ratio |")
+    print("|---|---|---|---|---|")
+    for name in ("its own start and order", "the engine's start and order"):
+        theirs = plain_loss(config, iterations, like_engine=name.startswith("the"))
+        row = f"| {iterations} | {name} | {theirs:.4f} | {found:.4f} | {found / theirs:.3f} |"
+        print(row, flush=True)
+    print()
+
+
+def plain_loss(config: TrialConfig, iterations: int, *, like_engine: bool) -> float:
+    """Return the plain model's validation loss after its training."""
     stepper = make_stepper(config)
-    plain = PlainTrainer(
-        PlainGpt(LAYERS, HEADS, WIDTH, 256, 64), stepper.samples.corpora[0].train, 12, 64, 1e-3
-    )
+    model = PlainGpt(LAYERS, HEADS, WIDTH, 256, 64)
+    trainer = PlainTrainer(model, stepper.samples.corpora[0].train, 12, 64, 1e-3)
+    if like_engine:
+        copy_start(model, dict(stepper.named))
     for number in range(1, iterations + 1):
-        plain.step(1e-3 * learning_rate_factor(config.schedule, number / iterations))
+        rate = 1e-3 * learning_rate_factor(config.schedule, number / iterations)
+        batch = stepper.task.training_batch(12 * (number - 1), 12) if like_engine else None
+        trainer.step(rate, batch)
     losses = []
     with torch.no_grad():
-        for batch in stepper.task.validation_numbers(0, 1, 64):
-            losses.append(float(plain.model(*stepper.task.validation_batch(batch))))
-    theirs = statistics.fmean(losses)
-    print("| iterations | plain, validation loss | engine, validation loss | ratio |")
-    print("|---|---|---|---|")
-    ratio = (found.val_loss or float("nan")) / theirs
-    print(f"| {iterations} | {theirs:.4f} | {found.val_loss:.4f} | {ratio:.3f} |\n")
+        for numbers in stepper.task.validation_numbers(0, 1, 64):
+            losses.append(float(model(*stepper.task.validation_batch(numbers))))
+    return statistics.fmean(losses)
+
+
+@torch.no_grad()
+def copy_start(model: PlainGpt, ours: dict[str, torch.Tensor]) -> None:
+    """Give the plain model the engine's initial values."""
+    model.tokens.weight.copy_(ours["embedding.weight"])
+    model.positions.weight.copy_(ours["positions.weight"])
+    for number, block in enumerate(model.blocks):
+        prefix = f"layers.{number}."
+        queries = [ours[f"{prefix}attention.w{name}.weight"] for name in "qkv"]
+        block.qkv.weight.copy_(torch.cat(queries))
+        block.out.weight.copy_(ours[f"{prefix}attention.wo.weight"])
+        block.up.weight.copy_(ours[f"{prefix}mlp.w1.weight"])
+        block.down.weight.copy_(ours[f"{prefix}mlp.w2.weight"])
 
 
 def main() -> None:

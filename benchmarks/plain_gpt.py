@@ -79,18 +79,23 @@ class PlainTrainer:
         self.optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99))
         self.generator = torch.Generator().manual_seed(1337)
 
-    def step(self, rate: float | None = None) -> torch.Tensor:
-        """Take one step and return its loss."""
+    def step(
+        self, rate: float | None = None, batch: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """Take one step, on windows of its own choice or on a given batch; return its loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate if rate is not None else group["lr"]
-        starts = torch.randint(
-            len(self.tokens) - self.length, (self.batch,), generator=self.generator
-        ).tolist()
-        rows = [self.tokens[s : s + self.length + 1].astype(np.int64) for s in starts]
-        windows = torch.stack([torch.from_numpy(row) for row in rows])
-        loss = self.model(windows[:, :-1].contiguous(), windows[:, 1:].contiguous())
+        loss = self.model(*(self._windows() if batch is None else batch))
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss.detach()
+
+    def _windows(self) -> tuple[torch.Tensor, torch.Tensor]:
+        starts = torch.randint(
+            len(self.tokens) - self.length, (self.batch,), generator=self.generator
+        ).tolist()
+        rows = [self.tokens[s : s + self.length + 1].astype(np.int64) for s in starts]
+        windows = torch.stack([torch.from_numpy(row) for row in rows])
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()

@@ -137,7 +137,7 @@ def catalogue_name(device_name: str) -> str | None:
     """Return the catalogue's name of a CUDA device, or None for one that it does not know.
 
     >>> catalogue_name("NVIDIA H200"), catalogue_name("NVIDIA GeForce GTX 9999")
-    ('h200', None)
+    ('h200-sxm', None)
     """
     words = set(device_name.lower().replace("-", " ").split())
     fitting = [

@@ -78,7 +78,10 @@ def gang(tmp_path_factory: pytest.TempPathFactory) -> Gang:
 def _run_in_gang(
     orders: list[dict[str, Any]], world_size: int, folder: Path, seconds: float
 ) -> list[Outcome]:
-    """Return what rank 0 says of each order: `reports` and `result`, or `error`."""
+    """Return what rank 0 says of each order: `reports` and `result`, or `error`.
+
+    `states` are those of all ranks.
+    """
     for number, order in enumerate(orders):
         order["world_size"] = world_size
         order["init_method"] = (folder / f"meeting-{number}").as_uri()
@@ -101,10 +104,14 @@ def _run_in_gang(
                 worker.kill()
                 worker.wait()
             error.close()
-    out = folder / "out.json"
-    assert out.exists(), (folder / "stderr-0").read_text()[-3000:]
-    outcomes: list[Outcome] = json.loads(out.read_text())
-    return outcomes
+    said: list[list[Outcome]] = []
+    for rank in range(world_size):
+        out = folder / f"out.{rank}.json"
+        assert out.exists(), (folder / f"stderr-{rank}").read_text()[-3000:]
+        said.append(json.loads(out.read_text()))
+    for outcome, *all_ranks in zip(said[0], *said, strict=False):
+        outcome["states"] = [one.get("result", {}).get("state") for one in all_ranks]
+    return said[0]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """One process of a gang: trains every order in a file, one after another, and writes its reports."""
 
 import json
+import resource
+import shutil
 import sys
 import time
 import traceback
@@ -12,8 +14,20 @@ from planner.engine import train
 from planner.trial import TrialConfig
 
 
+def prepare(order: dict, rank: int) -> None:
+    """Copy a folder, or let one worker hold only so many bytes more than it does now."""
+    if "copy" in order and rank == 0:
+        shutil.copytree(*order["copy"])
+    limit = resource.RLIM_INFINITY
+    if order.get("limited_rank") == rank:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * resource.getpagesize() + order["limit_bytes"]
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+
+
 def carry_out(order: dict, rank: int) -> dict:
     reports: list[dict] = []
+    prepare(order, rank)
 
     def keep(report: dict) -> bool:
         reports.append(report)
@@ -41,8 +55,7 @@ def main() -> None:
             traceback.print_exc()
             outcomes.append({"error": traceback.format_exc()})
         outcomes[-1]["cpu_seconds"] = time.process_time() - start
-        if rank == 0:
-            out_path.write_text(json.dumps(outcomes))
+        out_path.with_suffix(f".{rank}.json").write_text(json.dumps(outcomes))
         if "error" in outcomes[-1]:
             break
 

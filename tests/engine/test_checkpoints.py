@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 import shutil
@@ -14,11 +15,11 @@ from planner.errors import ConfigError, TrialError
 from planner.trial import TrialState
 
 LAYOUTS = {
-    "single": (1, {}),
-    "zero-1": (2, {"shard_parallel": 2, "zero_stage": 1}),
-    "zero-3": (2, {"shard_parallel": 2}),
-    "tp": (2, {"tensor_parallel": 2}),
-    "pp": (2, {"pipeline_parallel": 2}),
+    "single": {},
+    "zero-1": {"shard_parallel": 2, "zero_stage": 1},
+    "zero-3": {"shard_parallel": 2},
+    "tp": {"tensor_parallel": 2},
+    "pp": {"pipeline_parallel": 2},
 }
 STOP_AFTER = 2  # reports, of 5
 
@@ -33,39 +34,60 @@ def stopping(after):
     return on_metrics
 
 
+@pytest.fixture(scope="module")
+def resumed(settings, small, gang, tmp_path_factory):
+    """Reports of every trial that stopped under one layout and went on under another, by both names.
+
+    The uninterrupted ones are there under their layout and None.
+    """
+    folder = tmp_path_factory.mktemp("layouts")
+    names = [name for name in LAYOUTS if name != "single"]
+
+    def run_alone(**more):
+        reports = []
+        train(small(), on_metrics=reports.append, **more)
+        return reports
+
+    train(small(), checkpoint_dir=folder / "single", on_metrics=stopping(STOP_AFTER))
+    plain = {name: {"config": settings(layout=LAYOUTS[name])} for name in names}
+    orders = {(name, None): plain[name] for name in names}
+    for name in names:
+        orders[name, name, "saves"] = plain[name] | {
+            "checkpoint_dir": str(folder / name), "stop_after": STOP_AFTER,
+        }  # fmt: skip
+    for source, target in itertools.product(LAYOUTS, names):
+        copy = str(folder / f"{source} to {target}")
+        orders[source, target] = plain[target] | {
+            "checkpoint_dir": copy, "copy": [str(folder / source), copy],
+        }  # fmt: skip
+    outcomes = zip(orders, gang(list(orders.values()), 2), strict=True)
+    found = {pair: outcome["reports"] for pair, outcome in outcomes}
+    found["single", None] = run_alone()
+    for source in LAYOUTS:
+        copy = folder / f"{source} to single"
+        shutil.copytree(folder / source, copy)
+        found[source, "single"] = run_alone(checkpoint_dir=copy)
+    return found
+
+
+def losses_of(reports):
+    return [report[key] for report in reports for key in ("train_loss", "val_loss")]
+
+
 @pytest.mark.slow
-def test_what_any_layout_saved_any_other_continues(settings, gang, losses, tmp_path):
-    (alone,) = gang([{"config": settings()}], 1)
-    expected = losses(alone)[2 * STOP_AFTER :]
-    for world_size in (1, 2):
-        names = [name for name, (workers, _) in LAYOUTS.items() if workers == world_size]
-        gang(
-            [
-                {
-                    "config": settings(layout=LAYOUTS[name][1]),
-                    "checkpoint_dir": str(tmp_path / name),
-                    "stop_after": STOP_AFTER,
-                }
-                for name in names
-            ],
-            world_size,
-        )
-    for world_size in (1, 2):
-        pairs = [
-            (source, target)
-            for target, (workers, _) in LAYOUTS.items()
-            for source in LAYOUTS
-            if workers == world_size
-        ]
-        orders = []
-        for source, target in pairs:
-            copy = tmp_path / f"{source} to {target}"
-            shutil.copytree(tmp_path / source, copy)
-            orders.append(
-                {"config": settings(layout=LAYOUTS[target][1]), "checkpoint_dir": str(copy)}
-            )
-        for pair, outcome in zip(pairs, gang(orders, world_size), strict=True):
-            assert losses(outcome) == pytest.approx(expected, abs=1e-5), pair
+@pytest.mark.parametrize("source", LAYOUTS)
+def test_what_any_layout_saved_any_other_continues(source, resumed):
+    expected = losses_of(resumed["single", None][STOP_AFTER:])
+    for target in LAYOUTS:
+        assert losses_of(resumed[source, target]) == pytest.approx(expected, abs=1e-5), target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_layout_that_goes_on_equals_itself_uninterrupted_bit_for_bit(name, resumed):
+    whole = losses_of(resumed[name, None])
+    assert len(whole) == 10
+    assert losses_of(resumed[name, name]) == whole[2 * STOP_AFTER :]
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["at once", "in the background"])

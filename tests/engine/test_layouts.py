@@ -66,9 +66,19 @@ EXPERT_LAYOUTS = {
     "ZeRO-3": {"shard_parallel": 2},
     "PP": {"pipeline_parallel": 2},
 }
-PAIR_LAYOUTS = ("ZeRO-3", "TP + SP", "PP interleaved", "CP")
+PAIR_LAYOUTS = {
+    "gpt2": ("ZeRO-3", "TP + SP", "PP interleaved", "CP"),
+    "llama": ("ZeRO-3", "TP + SP", "PP interleaved", "CP"),
+    "weight norm": ("ZeRO-3", "PP interleaved"),
+}
 POWERSGD = {"data_parallel": 2, "gradient_compression": "powersgd"}
-PRECISION = {"compute": "bf16"}
+BF16 = {"compute": "bf16"}
+WIDE = {
+    # The logits of one pass over all 64 sequences of a worker take 256 MiB, several times over.
+    "model": {"num_layers": 1, "vocab_size": 65_536},
+    "train": {"tokens": 16 * 128, "num_validations": 1, "validation_tokens": 16},
+}
+LIMIT_BYTES = 600 * 2**20
 OPTIMIZERS = {
     "adagrad": 5e-3, "adam": 1e-3, "lamb": 2e-3, "muon": 1e-3, "rmsprop": 3e-4, "sgd": 5e-2,
 }  # fmt: skip
@@ -85,49 +95,62 @@ def alone(small):
 
     def run(**sections):
         config = small(**sections)
-        if config not in known:
+        key = config.model_dump_json()
+        if key not in known:
             reports = []
             train(config, on_metrics=reports.append)
-            known[config] = [r[key] for r in reports for key in ("train_loss", "val_loss")]
-        return known[config]
+            known[key] = [r[loss] for r in reports for loss in ("train_loss", "val_loss")]
+        return known[key]
 
     return run
 
 
 @pytest.fixture(scope="module")
-def pairs(settings, gang, tmp_path_factory):
+def under(settings):
+    """A function that returns a trial in a layout; every worker accumulates micro-batches."""
+
+    def make(layout, **sections):
+        shards = layout.get("data_parallel", 1) * layout.get("shard_parallel", 1)
+        size = 2 if shards < 4 else 1
+        return settings(layout=layout, batch={"micro_batch_sequences": size}, **sections)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def pairs(under, gang, tmp_path_factory):
     """What comes of everything that two workers run here, by name, out of one gang."""
     folder = str(tmp_path_factory.mktemp("powersgd"))
+    layouts = LAYOUTS[2]
     configs = {
-        **{name: settings(layout=layout) for name, layout in LAYOUTS[2].items()},
+        **{name: under(layout) for name, layout in layouts.items()},
+        **{f"bf16, {name}": under(layout, precision=BF16) for name, layout in layouts.items()},
         **{
-            f"{kind}, {name}": settings(model=model, layout=LAYOUTS[2][name])
+            f"{kind}, {name}": under(layouts[name], model=model)
             for kind, model in MODELS.items()
-            for name in PAIR_LAYOUTS
-            if not (kind == "weight norm" and name == "TP + SP")
+            for name in PAIR_LAYOUTS[kind]
         },
         **{
-            f"bf16, {name}": settings(precision=PRECISION, layout=layout)
-            for name, layout in LAYOUTS[2].items()
-        },
-        **{
-            f"experts, {name}": settings(model=EXPERTS, layout=layout)
+            f"experts, {name}": under(layout, model=EXPERTS)
             for name, layout in EXPERT_LAYOUTS.items()
         },
         **{
-            f"fp16 sums, {name}": settings(precision={"reduce": "fp16"}, layout=LAYOUTS[2][name])
+            f"fp16 sums, {name}": under(layouts[name], precision={"reduce": "fp16"})
             for name in ("DDP", "ZeRO-3")
         },
-        "local": settings(layout={"data_parallel": 2, "local_steps": 4}),
-        **{
-            name: settings(optimizer=optimizer(name), layout=LAYOUTS[2]["ZeRO-3"])
-            for name in OPTIMIZERS
-        },
+        "local": under({"data_parallel": 2, "local_steps": 4}),
+        **{name: under(layouts["ZeRO-3"], optimizer=optimizer(name)) for name in OPTIMIZERS},
     }
     orders = {name: {"config": config} for name, config in configs.items()}
-    orders["powersgd"] = {"config": settings(layout=POWERSGD)}
+    orders["powersgd"] = {"config": under(POWERSGD)}
     orders["powersgd, stopped"] = orders["powersgd"] | {"checkpoint_dir": folder, "stop_after": 2}
     orders["powersgd, resumed"] = orders["powersgd"] | {"checkpoint_dir": folder}
+    # The last: a worker that waits for another hears of its end when that one's process ends.
+    orders["too large"] = {
+        "config": under({"data_parallel": 2}, **WIDE) | {"batch": {"sequences_per_step": 128}},
+        "limited_rank": 1,
+        "limit_bytes": LIMIT_BYTES,
+    }
     return dict(zip(orders, gang(list(orders.values()), 2, 400), strict=True))
 
 
@@ -143,18 +166,17 @@ def test_two_workers_learn_what_one_process_learns(name, of_two, alone):
     expected = alone()
     assert len(expected) == 10
     assert of_two(name) == pytest.approx(expected, abs=1e-5)
-    assert of_two(f"bf16, {name}") == pytest.approx(alone(precision=PRECISION), abs=2e-2)
+    assert of_two(f"bf16, {name}") == pytest.approx(alone(precision=BF16), abs=2e-2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [4, 8])
-def test_products_of_layouts_learn_what_one_process_learns(
-    world_size, settings, gang, losses, alone
-):
+def test_products_of_layouts_learn_what_one_process_learns(world_size, under, gang, losses, alone):
     runs = {
-        (name, compute): settings(layout=layout, precision={"compute": compute})
+        (name, compute): under(layout, precision={"compute": compute})
         for name, layout in LAYOUTS[world_size].items()
         for compute in ("fp32", "bf16")
+        if compute == "fp32" or "CP" not in name
     }
     outcomes = gang([{"config": config} for config in runs.values()], world_size, 400)
     for (name, compute), outcome in zip(runs, outcomes, strict=True):
@@ -198,6 +220,14 @@ def test_powersgd_learns_nearly_the_same_and_its_debts_survive_a_resume(of_two, 
     assert found == pytest.approx(expected, abs=0.05)
     assert found[-1] < found[1] - 0.2
     assert of_two("powersgd, resumed") == found[4:]
+
+
+@pytest.mark.slow
+def test_memory_that_one_worker_lacks_ends_the_trial_for_all(pairs):
+    outcome = pairs["too large"]
+    assert outcome["states"] == ["out_of_memory", "out_of_memory"]
+    assert "on another worker" in outcome["result"]["reason"]
+    assert outcome["result"]["peak_memory_bytes"] > 1e8
 
 
 @pytest.mark.slow

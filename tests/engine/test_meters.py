@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -142,3 +145,14 @@ def test_tensorboard_without_its_package_or_a_folder_is_refused(small, tmp_path,
     )
     with pytest.raises(ConfigError, match="needs the package tensorboard"):
         train(config, checkpoint_dir=tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device to measure")
+def test_the_benchmark_of_cuda_devices_says_that_there_is_none():
+    script = Path(__file__).parents[2] / "benchmarks" / "engine_cuda.py"
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("no CUDA device: nothing was measured.")
+    assert done.stdout == ""
