@@ -167,6 +167,7 @@ def load_parts(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
             load(targets, storage_reader=reader, no_dist=alone)
     except CheckpointException as error:
         reasons = "; ".join(f"worker {rank}: {why[0]}" for rank, why in error.failures.items())

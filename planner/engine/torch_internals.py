@@ -9,16 +9,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = [
-    "around_waits", "attention_operators", "default_store", "flat_mesh", "scaled_product",
+    "around_waits", "attention_operators", "flat_mesh", "load_what_keeps_groups", "meeting_store", "scaled_product",
 ]  # fmt: skip
 
 _ATTENTION: Final = (
@@ -34,9 +37,19 @@ def attention_operators() -> list[Any]:
     return [getattr(torch.ops.aten, name).default for name in _ATTENTION]
 
 
-def default_store() -> Any:
-    """Return the store through which the workers of the process group met."""
-    return dist.distributed_c10d._get_default_store()
+def load_what_keeps_groups() -> None:
+    """Load, before there is a process group, the module whose defaults would keep it for ever.
+
+    A group that is kept never closes its connections, so workers that wait for one that failed
+    would wait until the time-out.
+    """
+    import_module("torch.distributed.nn.functional")
+
+
+def meeting_store(init_method: str, rank: int, world_size: int, timeout: timedelta) -> Any:
+    """Return the store through which workers meet; several process groups can use it in turn."""
+    store, _, _ = next(rendezvous(init_method, rank, world_size, timeout=timeout))
+    return store
 
 
 def flat_mesh(mesh: DeviceMesh, names: Sequence[str], name: str) -> DeviceMesh:

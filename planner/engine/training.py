@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import fields
 from math import ceil, isfinite
 from pathlib import Path
@@ -18,7 +19,7 @@ from planner.engine.events import Events, check_tensorboard
 from planner.engine.failures import classify
 from planner.engine.measurement import check_host_memory, peak_memory_bytes, reset_peak_memory
 from planner.engine.meters import Meters
-from planner.engine.parallel.workers import Workers, join_workers
+from planner.engine.parallel.workers import Meeting, Workers
 from planner.engine.schedules import sequences_at
 from planner.engine.step import Stepper
 from planner.engine.tasks import Samples, load_samples
@@ -73,17 +74,20 @@ def train(
     """
     check_supported(config)
     check_workers(config, world_size)
-    result = _attempt(
-        config, trial, on_metrics, report_at_flops, checkpoint_dir, resume,
-        join_workers(rank, world_size, init_method),
-    )  # fmt: skip
-    while result.state is TrialState.OUT_OF_MEMORY and (smaller := _with_smaller_batches(config)):
+    meeting = Meeting(rank, world_size, init_method)
+    while True:
+        with meeting.join() as workers:
+            result = _attempt(
+                config, workers, trial, on_metrics, report_at_flops, checkpoint_dir, resume
+            )
+        if result.state in (TrialState.OUT_OF_MEMORY, TrialState.FAILED):
+            # Connections last as long as anything refers to their group, and workers that wait
+            # for this one hear that it is gone when they close.
+            gc.collect()
+        smaller = _with_smaller_batches(config)
+        if result.state is not TrialState.OUT_OF_MEMORY or smaller is None:
+            return result
         config = smaller
-        result = _attempt(
-            config, trial, on_metrics, report_at_flops, checkpoint_dir, resume,
-            join_workers(rank, world_size, init_method),
-        )  # fmt: skip
-    return result
 
 
 def _with_smaller_batches(config: TrialConfig) -> TrialConfig | None:
@@ -97,26 +101,25 @@ def _with_smaller_batches(config: TrialConfig) -> TrialConfig | None:
 
 def _attempt(
     config: TrialConfig,
+    workers: Workers,
     trial: str,
     on_metrics: OnMetrics | None,
     report_at_flops: Sequence[float],
     checkpoint_dir: Path | None,
     resume: bool,
-    joining: AbstractContextManager[Workers],
 ) -> TrialResult:
     """Train once."""
-    with joining as workers:
-        run = _Run(config, workers, trial)
-        try:
-            run.prepare(checkpoint_dir, resume=resume)
-            run.carry_out(on_metrics, report_at_flops)
-        except TrialError:
-            raise
-        except (RuntimeError, MemoryError, ConnectionError) as error:
-            run.fail(error)
-        finally:
-            run.open.close()
-        return run.result()
+    run = _Run(config, workers, trial)
+    try:
+        run.prepare(checkpoint_dir, resume=resume)
+        run.carry_out(on_metrics, report_at_flops)
+    except TrialError:
+        raise
+    except (RuntimeError, MemoryError, ConnectionError) as error:
+        run.fail(error)
+    finally:
+        run.open.close()
+    return run.result()
 
 
 class _Run:

@@ -137,8 +137,8 @@ class ExecutionConfig(Config):
     tensorboard: bool = False
     """Whether reports are written as TensorBoard events, beside the trial's checkpoints."""
     fit_micro_batch: bool = False
-    """Whether a trial of one worker that runs out of memory starts again with smaller micro-batches,
-    accumulating more of them, until it fits."""
+    """Whether a trial that runs out of memory starts again with smaller micro-batches,
+    accumulating more of them, until it fits on all workers."""
     background_checkpoints: bool = False
     """Whether training goes on while a checkpoint is written; a copy of the state is held."""
 

@@ -68,11 +68,6 @@ def _check_local_steps(config: TrialConfig) -> None:
             "of a model must agree at every step.",
             hint=f"Use layout.data_parallel={layout.num_workers} alone, or local_steps=1.",
         )
-    if config.execution.fit_micro_batch and layout.num_workers > 1:
-        raise InfeasibleError(
-            f"fit_micro_batch restarts one worker: the layout has {layout.num_workers}.",
-            hint="Set batch.micro_batch_sequences, or execution.fit_micro_batch=false.",
-        )
 
 
 def _check_compression(config: TrialConfig) -> None:

@@ -145,12 +145,10 @@ def pairs(under, gang, tmp_path_factory):
     orders["powersgd"] = {"config": under(POWERSGD)}
     orders["powersgd, stopped"] = orders["powersgd"] | {"checkpoint_dir": folder, "stop_after": 2}
     orders["powersgd, resumed"] = orders["powersgd"] | {"checkpoint_dir": folder}
-    # The last: a worker that waits for another hears of its end when that one's process ends.
-    orders["too large"] = {
-        "config": under({"data_parallel": 2}, **WIDE) | {"batch": {"sequences_per_step": 128}},
-        "limited_rank": 1,
-        "limit_bytes": LIMIT_BYTES,
-    }
+    for name, fits in (("too large", False), ("made to fit", True)):
+        config = under({"data_parallel": 2}, **WIDE, execution={"fit_micro_batch": fits})
+        config["batch"] = {"sequences_per_step": 128}
+        orders[name] = {"config": config, "limited_rank": 1, "limit_bytes": LIMIT_BYTES}
     return dict(zip(orders, gang(list(orders.values()), 2, 400), strict=True))
 
 
@@ -228,6 +226,14 @@ def test_memory_that_one_worker_lacks_ends_the_trial_for_all(pairs):
     assert outcome["states"] == ["out_of_memory", "out_of_memory"]
     assert "on another worker" in outcome["result"]["reason"]
     assert outcome["result"]["peak_memory_bytes"] > 1e8
+
+
+@pytest.mark.slow
+def test_several_workers_find_a_micro_batch_that_fits_them_all(pairs):
+    outcome = pairs["made to fit"]
+    assert outcome["states"] == ["completed", "completed"]
+    assert outcome["result"]["train_tokens"] == 16 * 128
+    assert 1 <= outcome["result"]["metrics"]["micro_batch_sequences"] < 64
 
 
 @pytest.mark.slow

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
+from datetime import timedelta
 
 import pytest
 import torch
@@ -14,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from planner.engine.torch_internals import (
     around_waits,
     attention_operators,
-    default_store,
     flat_mesh,
+    meeting_store,
     scaled_product,
 )
 
@@ -49,12 +52,28 @@ def test_attention_on_this_device_is_an_operator_that_recomputation_keeps():
     assert seen.operators & set(attention_operators())
 
 
-def test_the_store_of_the_process_group_carries_notes(process_group):
-    # Else a worker that runs out of memory could not tell the others why.
-    store = default_store()
-    assert not store.check(["planner/contract"])
-    store.set("planner/contract", "heard")
-    assert store.get("planner/contract") == b"heard"
+def test_workers_meet_in_a_store_that_carries_notes_and_serves_one_group_after_another(tmp_path):
+    # Else a worker that runs out of memory could not tell the others why, nor they start again.
+    store = meeting_store((tmp_path / "file").as_uri(), 0, 1, timedelta(seconds=10))
+    notes = [dist.PrefixStore(f"attempt-{number}", store) for number in (0, 1)]
+    notes[0].set("why", "out of memory")
+    assert notes[0].get("why") == b"out of memory"
+    assert not notes[1].check(["why"])
+
+
+def test_nothing_keeps_a_process_group_that_was_left():
+    # Else its connections stay open, and workers that wait for a failed one wait ten minutes.
+    code = (
+        "import sys, torch, torch.distributed as dist\n"
+        "from planner.engine.torch_internals import load_what_keeps_groups\n"
+        "load_what_keeps_groups()\n"
+        "dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)\n"
+        "group = dist.group.WORLD\n"
+        "torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)\n"
+        "dist.destroy_process_group()\n"
+        "sys.exit(sys.getrefcount(group) - 2)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
 
 
 def test_dimensions_of_a_mesh_become_one_group(process_group):

@@ -12,10 +12,10 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
-from planner.engine.torch_internals import default_store
+from planner.engine.torch_internals import load_what_keeps_groups, meeting_store
 from planner.errors import ConfigError
 
-__all__ = ["Workers", "join_workers"]
+__all__ = ["Meeting", "Workers"]
 
 _TIMEOUT: Final = timedelta(seconds=600)
 """A worker that is silent this long is taken for dead; a killed one is noticed at once."""
@@ -84,30 +84,49 @@ class Workers:
         return None
 
 
-@contextmanager
-def join_workers(rank: int, world_size: int, init_method: str | None) -> Iterator[Workers]:
-    """Join the trial's process group for the time of the block.
+class Meeting:
+    """Where a trial's workers find each other, for one attempt after another.
+
+    Args:
+        rank: This worker.
+        world_size: All workers.
+        init_method: `tcp://HOST:PORT`, `file://PATH` or `env://`; None for a single worker.
 
     Raises:
         ConfigError: There are several workers and no place to meet.
     """
-    device = _device_of(rank)
-    if world_size == 1:
-        yield Workers(rank=0, world_size=1, device=device)
-        return
-    if init_method is None:
-        raise ConfigError(
-            f"{world_size} workers need a place to meet: init_method is None.",
-            hint="Give tcp://HOST:PORT or file://PATH, the same to every worker.",
+
+    def __init__(self, rank: int, world_size: int, init_method: str | None) -> None:
+        self._rank, self._world_size = rank, world_size
+        self._store: Any = None
+        self._num_joined = 0
+        if world_size == 1:
+            return
+        if init_method is None:
+            raise ConfigError(
+                f"{world_size} workers need a place to meet: init_method is None.",
+                hint="Give tcp://HOST:PORT or file://PATH, the same to every worker.",
+            )
+        self._store = meeting_store(init_method, rank, world_size, _TIMEOUT)
+
+    @contextmanager
+    def join(self) -> Iterator[Workers]:
+        """Join the trial's process group for the time of the block; a collective call."""
+        device = _device_of(self._rank)
+        if self._world_size == 1:
+            yield Workers(rank=0, world_size=1, device=device)
+            return
+        load_what_keeps_groups()
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        store = dist.distributed_c10d.PrefixStore(f"attempt-{self._num_joined}", self._store)
+        self._num_joined += 1
+        dist.init_process_group(
+            backend, store=store, rank=self._rank, world_size=self._world_size, timeout=_TIMEOUT
         )
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, init_method=init_method, rank=rank, world_size=world_size, timeout=_TIMEOUT
-    )
-    try:
-        yield Workers(rank=rank, world_size=world_size, device=device, store=default_store())
-    finally:
-        dist.destroy_process_group()
+        try:
+            yield Workers(rank=self._rank, world_size=self._world_size, device=device, store=store)
+        finally:
+            dist.destroy_process_group()
 
 
 def _device_of(rank: int) -> torch.device:
