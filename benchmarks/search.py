@@ -23,6 +23,7 @@ import search_cases as cases
 from planner.study import SchedulerConfig, SearchConfig, Study
 from planner.trial import TrialState
 from planner.tuning.asking import OptunaSearcher
+from planner.tuning.bohb import BohbSearcher
 from planner.tuning.cost_aware import CostAwareSearcher
 from planner.tuning.schedulers import NoScheduler, Scheduler, make_scheduler
 from planner.tuning.searchers import Outcome, Proposals, Searcher
@@ -59,12 +60,19 @@ def scheduler(name: str) -> Callable[[CurveTable], Scheduler]:
     return make
 
 
+def process(study: Study, table: CurveTable) -> Searcher:
+    """Return Optuna's Gaussian process, however many trials there will be."""
+    search = study.search.model_copy(update={"algorithm": "bayesian", "sampler": "gp"})
+    return OptunaSearcher(study.model_copy(update={"search": search}))
+
+
 def methods() -> list[Method]:
     """Return everything that is compared."""
     random = lambda study, table: Proposals(study)  # noqa: E731
     optuna = lambda study, table: OptunaSearcher(study)  # noqa: E731
     stock = lambda study, table: cases.StockTpe(study)  # noqa: E731
     aware = lambda study, table: CostAwareSearcher(study, price=table.price)  # noqa: E731
+    bohb = lambda study, table: BohbSearcher(study)  # noqa: E731
     none = lambda table: NoScheduler()  # noqa: E731
     ray = lambda table: cases.StockAsha(table.num_points)  # noqa: E731
     rows = [
@@ -77,7 +85,10 @@ def methods() -> list[Method]:
         ("stock Optuna TPE", stock, none, False),
         ("stock Optuna TPE + asha", stock, scheduler("asha"), False),
         ("bayesian", optuna, none, False),
+        ("bayesian, gp", process, none, False),
         ("bayesian + octaves", optuna, scheduler("octaves"), False),
+        ("bayesian + hyperband", optuna, scheduler("hyperband"), False),
+        ("bayesian + bohb", bohb, scheduler("bohb"), False),
         ("cost_aware", aware, none, True),
         ("cost_aware + asha", aware, scheduler("asha"), True),
         ("cost_aware + octaves", aware, scheduler("octaves"), True),
@@ -179,6 +190,31 @@ def grid(path: Path, seeds: int) -> None:
         print(f"{name:24s}" + "".join(f"{mean[n - 1]:9.3f}" for n in (1, 10, 20, 30)))
 
 
+def smooth(seeds: int) -> None:
+    """Print the mean regret on smooth functions of two intervals, with noise of 0.005."""
+    print("\nsmooth functions of two intervals: mean regret after 10, 20, 30, 40 trials")
+    for sampler in ("tpe", "gp"):
+        runs = []
+        for seed in range(seeds):
+            study, value = cases.smooth_case(seed)
+            search = study.search.model_copy(
+                update={"algorithm": "bayesian", "sampler": sampler, "num_trials": 40}
+            )
+            searcher = OptunaSearcher(study.model_copy(update={"search": search}))
+            noise, true = np.random.default_rng(seed), []
+
+            def evaluate(
+                point: Any, value: Any = value, noise: Any = noise, true: Any = true
+            ) -> float:
+                true.append(value(point))
+                return float(3.0 + true[-1] + noise.normal(0.0, 0.005))
+
+            cases.ask_tell(searcher, evaluate, 40)
+            runs.append(np.minimum.accumulate(true))
+        mean = np.mean(runs, axis=0)
+        print(f"bayesian, {sampler:14s}" + "".join(f"{mean[n - 1]:9.4f}" for n in (10, 20, 30, 40)))
+
+
 def layouts(seeds: int) -> None:
     """Print how many trials a space wastes of which 57 % run out of memory."""
     limit = cases.layout_limit()
@@ -260,6 +296,7 @@ def main() -> None:
             print(f"{name}: not installed")
     print("HyperBandForBOHB: not run; it pauses trials, and the core's trials are stopped for good")
     layouts(arguments.seeds)
+    smooth(arguments.seeds)
     if arguments.grid:
         grid(arguments.grid, arguments.seeds)
     if arguments.table is None:

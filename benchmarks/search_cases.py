@@ -200,6 +200,26 @@ def layout_study(seed: int) -> Study:
     return ask_tell_study(SearchSpace(name="layouts", parameters=parameters), seed)
 
 
+def smooth_case(seed: int) -> tuple[Study, Callable[[Point], float]]:
+    """Return a study of two intervals and a tilted bowl over them, whose least value is 0."""
+    rng = np.random.default_rng(seed)
+    best, widths = rng.random(2), rng.uniform(0.3, 1.5, 2)
+    space = SearchSpace(
+        name="bowl",
+        parameters={
+            "a": Distribution(loguniform=(1e-4, 1e-1)),
+            "b": Distribution(uniform=(0.0, 1.0)),
+        },
+    )
+
+    def value(point: Point) -> float:
+        p: Any = point
+        a, b = (math.log10(p["a"]) + 4) / 3 - best[0], p["b"] - best[1]
+        return float(widths[0] * a * a + widths[1] * b * b + 0.5 * widths[0] * widths[1] * a * b)
+
+    return ask_tell_study(space, seed), value
+
+
 def free_price(trial: str, point: Point) -> Candidate:
     """Return a candidate that the plan has nothing against."""
     return Candidate(trial=trial, point=point)

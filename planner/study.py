@@ -113,8 +113,8 @@ class SearchConfig(Config):
     `cost_aware` models results, compute and cost, and starts from published laws,
     `cmaes` adapts a normal distribution, `evolution` crosses and mutates a population."""
     sampler: Literal["auto", "tpe", "gp"] = "auto"
-    """`bayesian`: Parzen estimator or Gaussian process; `auto` takes the process for up to 8
-    numeric, unconditional parameters and 200 trials that nothing cuts."""
+    """`bayesian`: Parzen estimator or Gaussian process; `auto` takes the process for up to 4
+    intervals without conditions and 200 trials that nothing cuts."""
     scheduler: SchedulerConfig = SchedulerConfig()
     """In a file: a name, or a mapping with a name and its settings."""
     num_trials: PositiveCount | None = None

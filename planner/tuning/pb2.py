@@ -6,7 +6,8 @@ A copy takes the settings with the highest upper confidence bound, those that ot
 same meeting have taken counted as being observed.
 
 Source: Parker-Holder et al. 2020 (arXiv:2002.02518), algorithm 1; the kernel that forgets is that of
-Bogunovic et al. 2016 (arXiv:1601.06650), equation 6. Gains are centred by meeting, which is ours.
+Bogunovic et al. 2016 (arXiv:1601.06650), equation 6. Gains are standardised by meeting, which is ours: losses fall most at
+first, whatever the settings.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ class _Process:
         for step in np.unique(self._times):
             met = self._times == step
             falls[met] -= falls[met].mean()
+            falls[met] /= float(falls[met].std()) or 1.0
         late = starts[self._times == self._times.max()]
         self._centre, self._spread = float(late.mean()), float(late.std()) or 1.0
         centred = [
@@ -118,7 +120,7 @@ class _Process:
             for gain, start in zip(gains, self._centred(starts).tolist(), strict=True)
         ]
         self._inputs = self._encode(centred)
-        self._targets = falls / (float(falls.std()) or 1.0)
+        self._targets = falls
         self._fit()
 
     def _centred(self, starts: Array) -> Array:

@@ -17,7 +17,8 @@ Kind = Literal["tpe", "gp", "cmaes", "evolution"]
 
 NUM_STARTUP: Final = 10
 """Trials drawn at random before the model proposes; Optuna's own default."""
-_MOST_GP_PARAMETERS: Final = 8
+_MOST_GP_PARAMETERS: Final = 4
+"""Beyond these it was measured to be worse than the estimator (docs/search-measured.md)."""
 _MOST_GP_TRIALS: Final = 200
 """Beyond these a suggestion of the Gaussian process takes seconds."""
 
@@ -25,7 +26,7 @@ _MOST_GP_TRIALS: Final = 200
 def kind_of(study: Study) -> Kind:
     """Return the sampler of a study: for `bayesian` the Gaussian process or the Parzen estimator.
 
-    `auto` takes the process where it is at home: up to 8 parameters, all of them numbers that are
+    `auto` takes the process where it is at home: up to 4 parameters, all of them intervals that are
     always there, at most 200 trials, and no scheduler that cuts, because Optuna's process does not
     learn from cut trials. Everywhere else it takes the estimator.
     """

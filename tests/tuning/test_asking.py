@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from planner.errors import ConfigError
 from planner.study import Study
 from planner.trial import TrialState
 from planner.tuning.asking import OptunaSearcher
+from planner.tuning.samplers import kind_of
 from planner.tuning.searchers import Outcome
 
 MakeStudy = Callable[..., Study]
@@ -125,3 +127,35 @@ def test_a_space_without_new_points_ends_the_search(make_study: MakeStudy) -> No
             f"t{len(found) - 1}", Outcome(state=TrialState.COMPLETED, loss=1.0, fidelity=1.0)
         )
     assert len(found) == 4
+
+
+INTERVALS: dict[str, Any] = {
+    f"optimizer.{name}": {"uniform": [0.1, 0.9]} for name in ("beta1", "beta2", "weight_decay")
+}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "search", "kind"),
+    [
+        (INTERVALS, {}, "gp"),
+        (INTERVALS, {"num_trials": 201}, "tpe"),
+        (INTERVALS, {"scheduler": {"name": "asha"}}, "tpe"),
+        (INTERVALS, {"sampler": "tpe"}, "tpe"),
+        (INTERVALS | {"schedule.name": {"choice": ["wsd", "cosine"]}}, {}, "tpe"),
+        (SPACE["parameters"], {"sampler": "gp"}, "gp"),
+    ],
+)
+def test_the_gaussian_process_is_taken_for_small_spaces_of_intervals(
+    make_study: MakeStudy, parameters: dict[str, Any], search: dict[str, Any], kind: str
+) -> None:
+    space = {"name": "s", "parameters": parameters}
+    search = {"algorithm": "bayesian", "num_trials": 40} | search
+    assert kind_of(make_study(search_space=space, search=search)) == kind
+
+
+def test_the_gaussian_process_does_not_go_with_cuts(make_study: MakeStudy) -> None:
+    search = {
+        "algorithm": "bayesian", "num_trials": 4, "sampler": "gp", "scheduler": {"name": "asha"},
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="sampler gp goes with scheduler none"):
+        make_study(search_space=SPACE, search=search)

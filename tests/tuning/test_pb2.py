@@ -68,7 +68,7 @@ def test_gains_of_another_kind_teach_nothing() -> None:
     assert members.changed(SPACE, {}, point, "0.01", 0)["rate"] in (8e-3, 1.25e-2)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), draw=st.integers(0, 9))
 def test_a_change_stays_in_the_space_and_is_repeatable(seed: int, draw: int) -> None:
     point = {"rate": 1e-2, "batch": 2, "kind": "a"}
