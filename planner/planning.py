@@ -10,7 +10,7 @@ import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pydantic import JsonValue
 
@@ -21,6 +21,10 @@ from planner.search_space import Point, grid_points, quasi_random_points
 from planner.study import Study, trial_config
 from planner.trial import TrialConfig
 from planner.trial.support import check_supported
+
+if TYPE_CHECKING:
+    from planner.costs.calibration import Calibration
+    from planner.costs.measured import Measured
 
 __all__ = ["Candidate", "Plan", "candidate", "charge", "plan", "proposals"]
 
@@ -58,6 +62,8 @@ class Plan:
     """Estimated cost of all feasible candidates trained to their end."""
     is_sample: bool
     """Whether the search picks its own points, so that these only stand for them."""
+    calibrated_on: tuple[tuple[str, int], ...] = ()
+    """Runs whose trials calibrated the estimates, with their numbers of trials."""
 
     @property
     def feasible(self) -> tuple[Candidate, ...]:
@@ -88,6 +94,9 @@ class Plan:
             "total": asdict(self.total),
             "budget": self.study.budget.limits(),
             "is_sample": self.is_sample,
+            "calibrated_on": [
+                {"run": name, "num_trials": number} for name, number in self.calibrated_on
+            ],
         }
 
     def bill(self) -> dict[str, tuple[float, float]]:
@@ -109,7 +118,14 @@ def charge(cost: CostEstimate) -> Spend:
     )
 
 
-def candidate(study: Study, cluster: Cluster, trial: str, point: Point) -> Candidate:
+def candidate(
+    study: Study,
+    cluster: Cluster,
+    trial: str,
+    point: Point,
+    *,
+    calibration: Calibration | None = None,
+) -> Candidate:
     """Return a point priced on a cluster, or rejected with the reason."""
     try:
         config = trial_config(study, point)
@@ -125,7 +141,7 @@ def candidate(study: Study, cluster: Cluster, trial: str, point: Point) -> Candi
         )  # fmt: skip
     try:
         check_supported(config)
-        cost = estimate(config, cluster)
+        cost = estimate(config, cluster, calibration=calibration)
     except InfeasibleError as error:
         return Candidate(trial=trial, point=point, config=config, reason=error.message)
     return Candidate(
@@ -141,8 +157,12 @@ def proposals(study: Study) -> Iterator[Point]:
     return quasi_random_points(study.search_space, study.base, study.search.seed)
 
 
-def plan(study: Study) -> Plan:
+def plan(study: Study, *, measured: Measured | None = None) -> Plan:
     """Return what a study would run, cost and reject.
+
+    Args:
+        study: The study.
+        measured: What earlier runs on the same cluster measured (`results.read_measured`).
 
     Raises:
         ConfigError: The space has no finite grid, or the budget needs a price that is not known.
@@ -150,7 +170,8 @@ def plan(study: Study) -> Plan:
         BudgetError: The budget cannot pay for the cheapest trial.
     """
     cluster = resolve_cluster(study.cluster)
-    candidates = _candidates(study, cluster)
+    calibration = None if measured is None else measured.calibration
+    candidates = _candidates(study, cluster, calibration)
     feasible = [c for c in candidates if c.is_feasible]
     if not feasible:
         raise _nothing_fits(study, candidates)
@@ -169,10 +190,11 @@ def plan(study: Study) -> Plan:
         candidates=tuple(candidates),
         total=total,
         is_sample=study.search.algorithm not in ("grid", "random"),
+        calibrated_on=() if measured is None else measured.runs,
     )
 
 
-def _candidates(study: Study, cluster: Cluster) -> list[Candidate]:
+def _candidates(study: Study, cluster: Cluster, calibration: Calibration | None) -> list[Candidate]:
     """Return proposals until enough of them are feasible or the space is exhausted."""
     wanted = study.search.num_trials
     found: list[Candidate] = []
@@ -182,7 +204,7 @@ def _candidates(study: Study, cluster: Cluster) -> list[Candidate]:
             num_feasible >= wanted or index >= wanted * _MAX_REJECTIONS_PER_TRIAL
         ):
             break
-        found.append(candidate(study, cluster, f"t{index:03d}", point))
+        found.append(candidate(study, cluster, f"t{index:03d}", point, calibration=calibration))
         num_feasible += found[-1].is_feasible
     return found
 

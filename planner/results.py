@@ -8,19 +8,23 @@ from dataclasses import asdict, dataclass, fields
 from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
 from planner.budget import Spend
-from planner.errors import NotFoundError
+from planner.costs import ClusterConfig, resolve_cluster
+from planner.errors import ConfigError, NotFoundError
 from planner.objectives import violations_of
-from planner.run_folder import RunFolder
+from planner.run_folder import RunFolder, list_runs
 from planner.search_space import value_at
 from planner.study import Study
 from planner.trial import BPE, TrialResult, TrialState
 
-__all__ = ["Copy", "CurvePoint", "Results", "read_results"]
+if TYPE_CHECKING:
+    from planner.costs.measured import Measured
+
+__all__ = ["Copy", "CurvePoint", "Results", "read_measured", "read_results"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,6 +230,33 @@ def read_results(folder: RunFolder) -> Results:
         folder=folder,
         copies=_read_copies(folder),
     )
+
+
+def read_measured(cluster: ClusterConfig, root: Path | None = None) -> Measured | None:
+    """Return what the finished runs of a folder measured on a cluster of the same description.
+
+    The same: device, devices per node and overrides. Runs are taken in the order of their names; one that no longer reads is left out. None where fewer than three trials measured anything.
+    """
+    runs: list[tuple[str, tuple[TrialResult, ...]]] = []
+    for name in list_runs(root):
+        folder = RunFolder.open(name, root)
+        try:
+            if folder.results.is_file() and _machine(folder.load_study().cluster) == _machine(
+                cluster
+            ):
+                runs.append((name, read_results(folder).trials))
+        except (ConfigError, OSError, ValueError, KeyError):
+            continue
+    if not runs:
+        return None
+    from planner.costs.measured import calibrate_on_runs
+
+    return calibrate_on_runs(runs, resolve_cluster(cluster))
+
+
+def _machine(cluster: ClusterConfig) -> tuple[object, ...]:
+    """Return what a cluster's description says of how fast its devices are."""
+    return cluster.device, cluster.devices_per_node, cluster.device_overrides
 
 
 def _read_copies(folder: RunFolder) -> tuple[Copy, ...]:

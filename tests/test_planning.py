@@ -5,9 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planner import library
+from planner.budget import Spend
 from planner.errors import BudgetError, ConfigError, InfeasibleError
 from planner.planning import plan
+from planner.results import Results, read_measured
+from planner.run_folder import RunFolder
 from planner.study import load_study
+from planner.trial import TrialResult, TrialState
 
 
 @pytest.mark.parametrize("name", library.names("studies"))
@@ -93,3 +97,46 @@ def test_more_devices_never_take_longer(num_devices, seed):
         return plan(base.replace(cluster=cluster)).total.seconds
 
     assert seconds(num_devices + 2) <= seconds(2) * 1.0001
+
+
+def write_run(study, root, *, slowdown, name="earlier"):
+    """Write a finished run whose trials took longer than estimated by a factor."""
+    folder = RunFolder.create(study, name, root)
+    trials = tuple(
+        TrialResult(
+            trial=c.trial,
+            config=c.config.model_dump(mode="json"),
+            state=TrialState.COMPLETED,
+            num_steps=100,
+            tokens_per_second=c.config.tokens_per_step / (slowdown * c.cost.step_seconds),
+            peak_memory_bytes=5e8,
+        )
+        for c in plan(study).feasible
+    )
+    Results(study=study, trials=trials, curves=(), spend=Spend(), folder=folder).write()
+
+
+def test_finished_runs_on_the_same_cluster_calibrate_the_next_plan_and_are_named_in_it(
+    small_study, tmp_path
+):
+    assert read_measured(small_study.cluster, tmp_path) is None
+    write_run(small_study, tmp_path, slowdown=3.0)
+    found = plan(small_study, measured=read_measured(small_study.cluster, tmp_path))
+    before = plan(small_study)
+    assert found.calibrated_on == (("earlier", len(before.feasible)),)
+    assert found.to_data()["calibrated_on"][0]["run"] == "earlier"
+    ratios = [
+        new.cost.step_seconds / old.cost.step_seconds
+        for new, old in zip(found.feasible, before.feasible, strict=True)
+    ]
+    assert ratios == pytest.approx([3.0] * len(ratios), rel=0.1)
+    assert all(c.cost.step_seconds_lower < c.cost.step_seconds for c in found.feasible)
+    assert found == plan(small_study, measured=read_measured(small_study.cluster, tmp_path))
+
+
+def test_runs_on_another_cluster_and_damaged_ones_calibrate_nothing(small_study, tmp_path):
+    write_run(small_study, tmp_path, slowdown=3.0)
+    other = small_study.cluster.replace(device="h100-sxm", devices_per_node=8)
+    assert read_measured(other, tmp_path) is None
+    (tmp_path / "earlier" / "results.parquet").write_bytes(b"not a table")
+    assert read_measured(small_study.cluster, tmp_path) is None

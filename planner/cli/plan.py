@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -10,25 +11,36 @@ from planner.cli.output import echo_json, echo_note, echo_table, echo_text
 from planner.units import format_bytes, format_count, format_flops, format_seconds, format_usd
 
 if TYPE_CHECKING:
+    from planner.costs.measured import Measured
     from planner.planning import Candidate, Plan
+    from planner.study import Study
 
 
 @click.command(epilog="Example: planner plan quickstart --set budget.usd=10")
 @click.argument("study")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Replace a setting.")
 @click.option("--search-space", metavar="NAME", help="Use another search space.")
+@click.option("--runs", type=click.Path(path_type=Path), help="Folder of all runs.")
+@click.option("--no-calibration", is_flag=True, help="Ignore what earlier runs measured.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
-    study: str, overrides: tuple[str, ...], search_space: str | None, as_json: bool
+    study: str,
+    overrides: tuple[str, ...],
+    search_space: str | None,
+    runs: Path | None,
+    no_calibration: bool,
+    as_json: bool,
 ) -> None:
     """Show what STUDY would run, what that costs, and what is rejected and why.
 
-    Nothing is started. STUDY is a YAML file, or the name of a shipped study.
+    Nothing is started. STUDY is a YAML file, or the name of a shipped study. Estimates are calibrated
+    on the trials of finished runs on a cluster of the same description.
     """
     from planner.planning import plan
     from planner.study import load_study
 
-    outlook = plan(load_study(study, overrides, search_space=search_space))
+    loaded = load_study(study, overrides, search_space=search_space)
+    outlook = plan(loaded, measured=None if no_calibration else _measured(loaded, runs))
     if as_json:
         echo_json(outlook.to_data())
         return
@@ -40,6 +52,17 @@ def command(
     for candidate in outlook.rejected:
         echo_note(f"{candidate.trial} is infeasible: {candidate.reason}")
     _summary(outlook)
+
+
+def _measured(study: Study, root: Path | None) -> Measured | None:
+    """Return what earlier runs measured; nothing is loaded where there are none."""
+    from planner.run_folder import RunFolder, list_runs
+
+    if not any(RunFolder.open(name, root).results.is_file() for name in list_runs(root)):
+        return None
+    from planner.results import read_measured
+
+    return read_measured(study.cluster, root)
 
 
 def _row(candidate: Candidate) -> list[str]:
@@ -68,6 +91,10 @@ def _summary(outlook: Plan) -> None:
         f"{study.search.algorithm} search, scheduler {study.search.scheduler.name}, "
         f"cluster {outlook.cluster}."
     )
+    if outlook.calibrated_on:
+        number = sum(trials for _, trials in outlook.calibrated_on)
+        names = ", ".join(name for name, _ in outlook.calibrated_on)
+        echo_text(f"Estimates are calibrated on {number} trials of: {names}.")
     if outlook.is_sample:
         echo_text("The search picks its own points; these are a sample of the space.")
     echo_text(
