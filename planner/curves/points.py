@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planner.curves.arrays import BoolArray, FloatArray, IntArray
-from planner.errors import ConfigError, NotFoundError, did_you_mean
+from planner.errors import ConfigError, FitError, NotFoundError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,8 +152,8 @@ def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None 
 
     Raises:
         ConfigError: A required column is missing, a number is text, or num_params, num_tokens or
-            train_flops of a usable row is not positive and finite, or losses are of several
-            tokenizers.
+            train_flops of a usable row is not positive and finite.
+        FitError: The losses are of several tokenizers.
     """
     names = _column_names(list(map(str, table.columns)), column_map or {})
     dropped: dict[str, int] = {}
@@ -243,7 +243,7 @@ def _require_one_tokenizer(table: pd.DataFrame, loss: str) -> None:
         return
     found = sorted(table["tokenizer"].dropna().astype(str).unique())
     if len(found) > 1:
-        raise ConfigError(
+        raise FitError(
             f"losses in nats per token of different tokenizers do not compare: the rows have "
             f"{', '.join(found)}.",
             hint="Fit bits per byte, --map loss=val_bits_per_byte, or the rows of one tokenizer.",

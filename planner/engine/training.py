@@ -156,6 +156,7 @@ class _Run:
             check_tensorboard(checkpoint_dir)
         check_host_memory(self._state_bytes(), self.workers.device)
         self.samples = load_samples(self.config)
+        reset_peak_memory(self.workers.device)  # making tokens once is no cost of the configuration
         self.stepper = Stepper(self.config, self.workers, self.samples, self.meters.timers)
         if self.config.execution.prefetch:
             self.open.callback(self.stepper.read_ahead().close)

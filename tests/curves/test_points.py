@@ -131,7 +131,7 @@ def test_a_table_of_a_million_rows_is_fitted_on_a_counted_sample():
 def test_losses_of_several_tokenizers_are_refused_but_bits_per_byte_are_not(table):
     names = ["bytes"] + ["bpe-512"] * (len(table) - 1)
     mixed = table.assign(tokenizer=names, val_bits_per_byte=table["loss"] / 2)
-    with pytest.raises(ConfigError, match=r"the rows have bpe-512, bytes\.\nFit bits per byte"):
+    with pytest.raises(FitError, match=r"the rows have bpe-512, bytes\.\nFit bits per byte"):
         points_from_table(mixed)
     points = points_from_table(mixed, {"loss": "val_bits_per_byte"})
     assert len(points) == len(points_from_table(table))
