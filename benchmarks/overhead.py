@@ -126,7 +126,7 @@ def main() -> None:
     os.environ[REPORTS_VARIABLE] = str(reports)
     logging.disable(logging.ERROR)
     sys.path.insert(0, str(Path(__file__).resolve().parent))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     print(f"load average at the start: {os.getloadavg()[0]:.1f}")
     print(
         f"| {options.trials} trials x {options.reports} reports | seconds | trials/s | reports/s |"

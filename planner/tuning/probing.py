@@ -22,12 +22,12 @@ from planner.tuning.sources import Pace
 
 __all__ = ["probe"]
 
-_TRAIN_SECONDS: Final = 1.5
+_TRAIN_SECONDS: Final = 1.0
 """Estimated time of the steps that are measured."""
 _MIN_STEPS: Final = 3
 _MOST_SECONDS: Final = 60.0
 """After which a probe is given up: the machine is busy, or far slower than estimated."""
-_NUM_VALIDATIONS: Final = 2
+_NUM_VALIDATIONS: Final = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

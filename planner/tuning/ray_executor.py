@@ -183,6 +183,10 @@ class _Desk:
         if flops > sweep.trials[trial].flops:
             sweep.report(trial, held, clock.now())
 
+    def heard_all(self, name: str, payload: str) -> bool:
+        """Hear what a trial has said since it was last asked; return whether it goes on."""
+        return all(self.heard(name, event) for event in json.loads(payload))
+
     def heard(self, name: str, event: dict[str, Any]) -> bool:
         """Hear what a trial says; return whether it goes on."""
         if not self.is_current(name):
@@ -243,16 +247,14 @@ class _TuneScheduler(TrialScheduler):
         """Nothing: the core proposed it."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Return what the core says to an event."""
-        goes_on = self._desk.heard(trial.config["name"], json.loads(result["payload"]))
+        """Return what the core says to the trial's events."""
+        goes_on = self._desk.heard_all(trial.config["name"], result["payload"])
         return self.CONTINUE if goes_on else self.STOP
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Take the last event of a trial that ended by itself to the core."""
-        if result.get("payload"):
-            event = json.loads(result["payload"])
-            if event["event"] == "end":
-                self._desk.heard(trial.config["name"], event)
+        """Take the last events of a trial that ended by itself to the core."""
+        if result.get("done") and result.get("payload"):
+            self._desk.heard_all(trial.config["name"], result["payload"])
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Tell the core that an attempt died."""

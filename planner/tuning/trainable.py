@@ -37,6 +37,8 @@ _ALIVE_SECONDS: Final = 1.0
 """Longest time in which the actor says nothing."""
 _END_SECONDS: Final = 30.0
 """Time that a trial has to end after it was told to stop at a report."""
+_SAME: Final = 1e-9
+"""Relative difference below which two amounts of compute are one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,12 +109,12 @@ class TrialActor(tune.Trainable):
         """Start the first trial."""
         self._others: list[Any] = []
         self._failed: str | None = None
-        self._is_delivered: bool = False
+        self._is_waited_for: bool = False
         self._begin(config["order"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """End the trial before and start the next one in this process."""
-        self._tell(False)
+        self._stop()
         self._thread.join(_END_SECONDS)
         if self._thread.is_alive() or self._failed:
             os._exit(1)
@@ -125,25 +127,36 @@ class TrialActor(tune.Trainable):
         return {"training_iteration": self._iteration, **self.step()}
 
     def step(self) -> dict[str, Any]:
-        """Let the trial go on, and return its next event, or after a while that it is alive."""
+        """Let the trial go on, and return its next events, or after a while that it is alive."""
         if self._failed:
             raise RuntimeError(self._failed)
-        if self._is_delivered:  # or the trial would be a report ahead of what was decided
-            self._tell(True)
-        try:
-            event = self._events.get(timeout=_ALIVE_SECONDS)
-        except queue.Empty:
-            event = self._other_failed() or self._hung() or {"event": "alive"}
-        if event["event"] != "alive":
+        if self._is_waited_for:
+            self._is_waited_for = False
+            self._answers.put(True)
+        events = self._next_events()
+        if not events:
+            events = [self._other_failed() or self._hung() or {"event": "alive"}]
+        else:
             self._heard = time.monotonic()
-        self._is_delivered = event["event"] == "report"
-        if event["event"] == "failed":
-            self._failed = event["reason"]
-        return {"payload": json.dumps(event), "done": event["event"] == "end"}
+        last = events[-1]
+        self._is_waited_for = bool(last.get("waits"))
+        if last["event"] == "failed":
+            self._failed = last["reason"]
+        return {"payload": json.dumps(events), "done": last["event"] == "end"}
+
+    def _next_events(self) -> list[dict[str, Any]]:
+        """Return what the trial has said since the last call, waiting a while for a first word."""
+        events: list[dict[str, Any]] = []
+        try:
+            events.append(self._events.get(timeout=_ALIVE_SECONDS))
+            while True:
+                events.append(self._events.get_nowait())
+        except queue.Empty:
+            return events
 
     def cleanup(self) -> None:
         """Let go of the trial; the process ends next, and its thread and actors with it."""
-        self._tell(False)
+        self._stop()
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Save nothing: the engine writes the checkpoints."""
@@ -152,22 +165,24 @@ class TrialActor(tune.Trainable):
         """Load nothing: the engine reads the checkpoints."""
 
     def _begin(self, text: str) -> None:
+        order = Order.from_json(text)
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
         self._answers: queue.Queue[bool] = queue.Queue()
-        self._is_waiting = threading.Event()
-        # Whether the driver has the last report, and calling again means to go on.
-        self._is_delivered = False
+        self._is_stopped = False
+        # Whether the trial waits at the last report, and calling again means to go on.
+        self._is_waited_for = False
         self._failed = None
         self._heard = time.monotonic()
-        self._max_silence_seconds = Order.from_json(text).max_silence_seconds
+        self._max_silence_seconds = order.max_silence_seconds
+        self._rungs = list(order.report_at_flops)
         self._futures: list[Any] = []
         self._thread = threading.Thread(target=self._train, args=(text,), daemon=True)
         self._thread.start()
 
-    def _tell(self, goes_on: bool) -> None:
-        if self._is_waiting.is_set():
-            self._is_waiting.clear()
-            self._answers.put(goes_on)
+    def _stop(self) -> None:
+        """Let the trial end at its next report."""
+        self._is_stopped = True
+        self._answers.put(False)
 
     def _train(self, text: str) -> None:
         """Train in the thread; every way in which it can end becomes an event."""
@@ -192,9 +207,15 @@ class TrialActor(tune.Trainable):
         self._events.put(event)
 
     def _on_metrics(self, metrics: dict[str, Any]) -> bool:
-        self._is_waiting.set()
-        self._events.put({"event": "report", "metrics": metrics})
-        return self._answers.get()
+        """Report, and return whether to go on; where a scheduler decides, wait for what it says.
+
+        Elsewhere training does not wait for the driver: a stop is heard a report later.
+        """
+        flops = float(metrics.get("train_flops") or 0.0)
+        waits = bool(self._rungs) and flops >= self._rungs[0] * (1 - _SAME)
+        self._rungs = [rung for rung in self._rungs if rung * (1 - _SAME) > flops]
+        self._events.put({"event": "report", "metrics": metrics, "waits": waits})
+        return self._answers.get() if waits else not self._is_stopped
 
     def _start_others(self, order: Order, text: str) -> str:
         """Let the other workers train, and return where all of them meet."""

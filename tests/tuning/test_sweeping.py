@@ -26,7 +26,8 @@ from planner.tuning.outcome import Progress, standing_of
 MakeStudy = Callable[..., Study]
 
 TIMES = [
-    "elapsed_seconds", "train_seconds", "tokens_per_second", "device_hours", "mfu",
+    "data_wait_seconds", "communication_seconds", "optimizer_seconds", "compile_seconds",
+    "utilisation_fraction", "elapsed_seconds", "train_seconds", "tokens_per_second", "device_hours", "mfu",
     "peak_memory_bytes", "num_attempts",
 ]  # fmt: skip
 
