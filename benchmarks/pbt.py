@@ -27,7 +27,7 @@ RATE = "optimizer.learning_rate"
 SCHEDULERS = ("none", "pbt", "pb2")
 
 
-def study_of(scheduler: str, seed: int, tokens: int, members: int = 4) -> Study:
+def study_of(scheduler: str, seed: int, options: argparse.Namespace) -> Study:
     """Return the study of one population."""
     data: dict[str, Any] = {
         "name": f"{scheduler}-{seed}",
@@ -36,18 +36,22 @@ def study_of(scheduler: str, seed: int, tokens: int, members: int = 4) -> Study:
             "model": {"num_layers": 2, "d_model": 32, "num_heads": 2, "sequence_length": 64},
             "batch": {"sequences_per_step": 8},
             "train": {
-                "tokens": tokens,
-                "num_validations": 10,
+                "tokens": options.tokens,
+                "num_validations": round(1 / options.interval),
                 "validation_tokens": 8192,
                 "seed": seed,
             },
         },
         "search": {
             "algorithm": "random",
-            "num_trials": members,
+            "num_trials": options.members,
             "seed": seed,
             "max_concurrent": 1,
-            "scheduler": {"name": scheduler, "interval_fraction": 0.1, "perturb": [RATE]},
+            "scheduler": {
+                "name": scheduler,
+                "interval_fraction": options.interval,
+                "perturb": [RATE],
+            },
         },
         "budget": {"device_hours": 10.0},
         "cluster": {"device": "cpu"},
@@ -57,7 +61,7 @@ def study_of(scheduler: str, seed: int, tokens: int, members: int = 4) -> Study:
 
 def best_loss(scheduler: str, seed: int, options: argparse.Namespace) -> tuple[float, float]:
     """Return the best final loss of a population, and the FLOPs that it spent."""
-    study = study_of(scheduler, seed, options.tokens, options.members)
+    study = study_of(scheduler, seed, options)
     with tempfile.TemporaryDirectory() as root:
         results = sweep(study, executor="inline", root=Path(root))
     best = results.best()
@@ -72,6 +76,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=131_072)
     parser.add_argument("--members", type=int, default=4)
+    parser.add_argument("--interval", type=float, default=0.1, help="share between meetings")
     options = parser.parse_args()
     print("| seed | no copies | pbt | pb2 | FLOPs, most / least |")
     print("|---|---|---|---|---|", flush=True)
