@@ -4,17 +4,23 @@
 
 CPU seconds of one core (`OMP_NUM_THREADS=1`). scipy's L-BFGS-B runs from a random sample of the
 customary 4,500 starts, with a numeric and with an analytic gradient, and is scaled to all of them.
-For `epoch240` the two points that the file leaves out are added. A peer that is installed
-(simple_scaling_laws, chinchilla) is named; absent ones are skipped.
+For `epoch240` the two points that the file leaves out are added. `--peer-python PYTHON` names an
+interpreter in which peers are installed (simple-scaling-laws needs Python 3.12); they are timed on
+the same points in the same run, and those that it lacks are named.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
-from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -88,6 +94,7 @@ def main() -> None:
     parser.add_argument("--points", required=True)
     parser.add_argument("--set", default="epoch240")
     parser.add_argument("--starts", type=int, default=40)
+    parser.add_argument("--peer-python", default=sys.executable, help="Where peers are installed.")
     parser.add_argument("--every-set", action="store_true", help="Compare objectives on all sets.")
     arguments = parser.parse_args()
     table = pd.read_csv(arguments.points)
@@ -126,10 +133,28 @@ def main() -> None:
             f"scipy L-BFGS-B, {kind:8s} grad  {spent:9.2f} s   4,500 starts (scaled from "
             f"{arguments.starts}), least {value:.9e}, reached by {100 * share:.0f} %"
         )
-    absent = [
-        name for name in ("simple_scaling_laws", "chinchilla", "vpnls") if not find_spec(name)
-    ]
-    print(f"peers not installed: {', '.join(absent) or 'none'}")
+    print_peers(arguments.peer_python, n, d, loss)
+
+
+def print_peers(python: str, n: np.ndarray, d: np.ndarray, loss: np.ndarray) -> None:
+    """Print what other packages take on the same points, and which are absent."""
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "points.csv"
+        pd.DataFrame({"num_params": n, "num_tokens": d, "loss": loss}).to_csv(table, index=False)
+        script = Path(__file__).with_name("peer_speed.py")
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        done = subprocess.run(
+            [python, "-W", "ignore", str(script), str(table)],
+            capture_output=True, text=True, check=False, env=environment,
+        )  # fmt: skip
+    if done.returncode:
+        print(f"peers could not be timed: {done.stderr.strip().splitlines()[-1]}")
+        return
+    report = json.loads(done.stdout.splitlines()[-1])
+    for row in report["timings"]:
+        seconds = "" if row["seconds"] is None else f"{row['seconds']:9.3f} s"
+        print(f"{row['peer']:31s} {seconds}   {row['what']}; {row['result']}")
+    print(f"peers not installed: {', '.join(report['absent']) or 'none'}")
 
 
 def compare_objectives(table: pd.DataFrame) -> None:

@@ -53,6 +53,10 @@ MIXTURE = "mixture"
 NEGLIGIBLE_ASYMPTOTE = 1e-3
 """An irreducible loss below this share of the least loss cannot be told from none."""
 
+FLAT_ASYMPTOTE = 0.2
+"""An interval of the irreducible loss wider than this share of the least loss says that E trades
+off against A and B, and a bootstrap then covers too little."""
+
 IDENTIFIED = {
     "alpha": (0.02, 1.6),
     "beta": (0.02, 1.6),
@@ -159,6 +163,12 @@ def require_identifiable(points: Points, form: CurveForm) -> None:
     for column in form.columns:
         if getattr(points, column) is None:
             raise FitError(f"form {form.name} needs the column {column}, which the table lacks.")
+        num_absent = int(np.isnan(getattr(points, column)).sum())
+        if num_absent:
+            raise FitError(
+                f"form {form.name} needs {column} in every row: {num_absent} of {len(points)} lack it.",
+                hint="Fill it in, or leave these rows out of the table.",
+            )
     if len(points) < form.min_rows:
         raise FitError(
             f"form {form.name} has {len(form.coefficients)} coefficients and needs at least "
@@ -289,8 +299,17 @@ def _coefficients(
         else expanded_tail(level, num_runs, len(component.params)),
         ranges=ranges,
     )
-    is_flat = any(c.lower is None or c.upper is None for c in coefficients)
-    if not is_flat or form.decode is None or form.starts is None:
+    if form.decode is None or not _is_flat(coefficients, float(points.loss.min())):
         return coefficients
     problem, theta = form_problem(form, points, objective, ranges)
     return profile_coefficients(problem, theta[0], level=level)
+
+
+def _is_flat(coefficients: tuple[Coefficient, ...], least_loss: float) -> bool:
+    """Return whether a direction is flat: an open end, or an asymptote that may be anything."""
+    if any(c.lower is None or c.upper is None for c in coefficients):
+        return True
+    widths = [
+        c.upper - c.lower for c in coefficients if c.name in ("E", "e") and c.upper and c.lower
+    ]
+    return any(width > FLAT_ASYMPTOTE * least_loss for width in widths)

@@ -13,6 +13,7 @@ import numpy as np
 
 from planner.curves.anchored import fit_anchored
 from planner.curves.arrays import FloatArray, safe_exp, safe_log
+from planner.curves.newton import Restriction
 from planner.curves.points import Points
 from planner.curves.robust import best_per_weighting, minimize_robust
 from planner.curves.surface import OBJECTIVES, Objective, fit_surface, tied_exponents
@@ -56,6 +57,8 @@ class CurveForm:
     in. Absent where a prior and not the rows alone decides."""
     starts: Callable[[Points], FloatArray] | None = None
     """points -> theta (b, q), from which the form is fitted."""
+    restriction: Restriction | None = None
+    """theta to the coordinates of `newton`, where the form is the reference law or a part of it."""
     columns: tuple[str, ...] = ("num_params", "num_tokens")
     min_distinct: Mapping[str, int] = field(
         default_factory=lambda: {"num_params": 3, "num_tokens": 3}
@@ -130,6 +133,15 @@ def _fit_tied(points: Points, objective: Objective, weights: FloatArray | None) 
     return fit.params, fit.objective
 
 
+def _in_newton_order(places: list[int]) -> Restriction:
+    """Return (a, b, e, alpha, beta) of theta whose `places` hold (e, a, b, alpha, beta)."""
+    num = max(places) + 1
+    basis = np.zeros((5, num))
+    basis[[2, 0, 1, 3, 4], places] = 1.0
+    zeros = np.zeros(num)
+    return Restriction(basis=basis, offset=np.zeros(5), center=zeros, strength=zeros)
+
+
 CHINCHILLA = register(
     CurveForm(
         name="chinchilla",
@@ -140,6 +152,7 @@ CHINCHILLA = register(
         fit=_fit_free,
         decode=lambda theta, points: decode_surface(theta, points),
         starts=lambda points: surface_starts(points)[:1],
+        restriction=_in_newton_order([0, 1, 2, 3, 4]),
     )
 )
 TIED = register(
@@ -152,6 +165,7 @@ TIED = register(
         fit=_fit_tied,
         decode=lambda theta, points: decode_surface(theta[:, [0, 1, 2, 3, 3]], points),
         starts=lambda points: surface_starts(points)[1:, :4],
+        restriction=_in_newton_order([0, 1, 2, 3, 3]),
     )
 )
 

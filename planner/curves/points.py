@@ -32,6 +32,8 @@ FLOPS_PER_PARAM_TOKEN = 6.0
 """C = 6 N D, forward and backward of dense matmuls (Kaplan et al. 2020, section 2.1)."""
 
 REQUIRED = ("num_params", "num_tokens", "loss")
+EVERY_ROW = ("num_params", "num_tokens", "train_flops", "unique_tokens")
+MAY_BE_ZERO = ("sparsity_fraction", "warmup_fraction")
 OPTIONAL = (
     "train_flops",
     "unique_tokens",
@@ -49,6 +51,9 @@ ENGINE_NAMES = {"num_tokens": "train_tokens", "loss": "val_loss"}
 """What the results table of a run calls the columns of a curve."""
 
 COMPLETED = "completed"
+
+ONE_PER_TABLE = ("loss_unit", "validation_set")
+"""Columns that say what a loss is: losses of two kinds do not lie on one law."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -151,8 +156,8 @@ def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None 
     not finite or not positive (a diverged run), and when they repeat an earlier row exactly.
 
     Raises:
-        ConfigError: A required column is missing, a number is text, or num_params, num_tokens or
-            train_flops of a usable row is not positive and finite.
+        ConfigError: A required column is missing, a number is text, a quantity of a usable row is
+            not positive and finite, or the losses are of more than one unit or validation set.
         FitError: The losses are of several tokenizers.
     """
     names = _column_names(list(map(str, table.columns)), column_map or {})
@@ -165,6 +170,7 @@ def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None 
         mask &= states == COMPLETED
     kept = table.loc[mask]
     _require_one_tokenizer(kept, names["loss"])
+    _require_one_kind_of_loss(kept)
     numbers = {name: _numbers(kept, column) for name, column in names.items() if name != "run"}
     values: dict[str, Any] = {
         name: column
@@ -172,7 +178,7 @@ def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None 
         if name in REQUIRED or np.isfinite(column).any()
     }
     if "run" in names:
-        values["run"] = np.unique(kept[names["run"]].astype(str), return_inverse=True)[1]
+        values["run"] = _run_numbers(kept[names["run"]])
     points = Points(**values, dropped=dropped, columns=names)
     points = points.where(np.isfinite(points.loss), reason="loss is absent or not finite")
     points = points.where(points.loss > 0, reason="loss is not positive")
@@ -220,12 +226,39 @@ def _numbers(table: pd.DataFrame, column: str) -> FloatArray:
     return np.asarray(numbers.to_numpy(dtype=np.float64, na_value=np.nan))
 
 
+def _run_numbers(column: pd.Series) -> IntArray:
+    """Return a number per run; a row without a name is a run of its own."""
+    import pandas as pd
+
+    codes = np.array(pd.factorize(column)[0], dtype=np.int64)
+    unnamed = codes < 0
+    codes[unnamed] = codes.max(initial=-1) + 1 + np.arange(int(unnamed.sum()))
+    return codes
+
+
+def _require_one_kind_of_loss(table: pd.DataFrame) -> None:
+    for name in ONE_PER_TABLE:
+        if name not in table.columns:
+            continue
+        kinds = sorted({str(value) for value in table[name].dropna()})
+        if len(kinds) > 1 or (kinds and table[name].isna().any()):
+            absent = int(table[name].isna().sum())
+            also = f", and {absent} rows do not say" if absent else ""
+            raise ConfigError(
+                f"all losses of a table must have one {name}: got {', '.join(kinds)}{also}.",
+                hint="Fit each on its own.",
+            )
+
+
 def _require_positive(points: Points) -> None:
-    for name in ("num_params", "num_tokens", "train_flops", "unique_tokens"):
+    for name in (*REQUIRED[:2], *OPTIONAL):
         values = getattr(points, name)
         if values is None:
             continue
         bad = ~(np.isfinite(values) & (values > 0))
+        if name not in EVERY_ROW:  # absent in some rows is as good as absent; a wrong number is not
+            least_allowed = values >= 0 if name in MAY_BE_ZERO else values > 0
+            bad = ~(np.isnan(values) | (np.isfinite(values) & least_allowed))
         if bad.any():
             overflow = name == "train_flops" and bool((values < 0).any())
             raise ConfigError(

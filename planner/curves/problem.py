@@ -16,6 +16,7 @@ from planner.curves.forms import CurveForm
 from planner.curves.points import Points
 from planner.curves.robust import Model, jacobian, minimize_robust
 from planner.curves.surface import Objective
+from planner.curves.surface_hold import surface_hold
 from planner.errors import FitError
 
 __all__ = [
@@ -38,6 +39,10 @@ coefficients is open."""
 Natural = Callable[[FloatArray], FloatArray]
 """theta (b, p) -> coefficients (b, q)."""
 
+Hold = Callable[[int, FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
+"""(which coefficient, its coordinates (k,), starts theta (s, k, p)) -> best theta (k, p) and
+objective (k,)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CurveProblem:
@@ -54,6 +59,8 @@ class CurveProblem:
     group: IntArray | None = None
     """Rows with one number err together and are resampled together, shape (n,)."""
     slopes: Model | None = None
+    hold: Hold | None = None
+    """A better search with one coefficient held, where the form has one (`surface_hold`)."""
 
     @property
     def num_independent(self) -> int:
@@ -85,6 +92,9 @@ def form_problem(
         delta=objective.delta,
         ranges=ranges,
         group=points.run,
+        hold=None
+        if form.restriction is None
+        else surface_hold(points, objective, form.restriction),
     )
     begin = starts(points)
     theta, value = minimize(problem, begin, np.ones((len(begin), len(points))), objective.delta)
@@ -117,7 +127,7 @@ def require_identified(problem: CurveProblem, theta: FloatArray) -> None:
     moved = np.abs(after - before) / np.maximum(np.abs(after + before), 1e-300)
     names = [n for n, m in zip(problem.names, moved, strict=True) if m > 0.1 * moved.max()]
     raise FitError(
-        f"these rows cannot tell {', '.join(names)} apart: other values of them fit exactly as well.",
+        f"these rows do not identify {', '.join(names)}: other values fit exactly as well.",
         hint="Vary what they multiply: add trainings that differ in only one of these respects.",
     )
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import erf, stdtrit
 
 from planner.curves.arrays import FloatArray
 from planner.curves.law import Coefficient
@@ -20,7 +20,7 @@ from planner.curves.robust import jacobian, minimize_robust
 
 __all__ = ["LARGEST", "as_coefficient", "profile_coefficients", "profile_of"]
 
-PROFILE_STEPS = (0.35, 0.7, 1.0, 1.4, 1.8, 2.3, 3.0, 4.0, 6.0, 9.0, 14.0, 22.0, 40.0)
+PROFILE_STEPS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 9.0, 16.0, 30.0)
 """Where a profile is taken, in standard errors on either side, besides the end of the range."""
 
 LARGEST = 1e200
@@ -129,29 +129,28 @@ class _Profile:
 
     def ends(self, level: float) -> tuple[float | None, float | None]:
         """Return where the profile crosses the allowance on either side."""
-        origin = float(self.coordinate(self.theta[None])[0])
-        limits = self._limits(origin)
-        below, above = (self._points(origin, limit) for limit in limits)
-        objective = self._objective(origin, np.concatenate([below, above]))
-        least = min(float(objective.min()), self._least())
-        allowed = least + _allowance(self.problem, self.theta, level)
-        first, second = objective[: below.size], objective[below.size :]
-        start = self._least()
-        ends = []
-        for points, heights in ((below, first), (above, second)):
-            crossing = _crossing(
-                np.concatenate([[origin], points]), np.concatenate([[start], heights]), allowed
-            )
-            ends.append(None if crossing is None else self._value(crossing))
-        return ends[0], ends[1]
+        places, heights = self._taken()
+        allowed = float(heights.min()) + _allowance(self.problem, self.theta, level)
+        low = _crossing(places[::-1], heights[::-1], allowed)
+        high = _crossing(places, heights, allowed)
+        return (
+            None if low is None else self._value(low),
+            None if high is None else self._value(high),
+        )
 
     def heights(self) -> tuple[tuple[float, float], ...]:
         """Return (value, objective) from one end of the range to the other."""
+        pairs = zip(*self._taken(), strict=True)
+        return tuple((self._value(float(x)), float(y)) for x, y in pairs)
+
+    def _taken(self) -> tuple[FloatArray, FloatArray]:
+        """Return coordinates, ascending, and the objective at each; the optimum is one of them."""
         origin = float(self.coordinate(self.theta[None])[0])
         below, above = (self._points(origin, limit) for limit in self._limits(origin))
-        places = np.sort(np.concatenate([below, above]))
-        found = self._objective(origin, places)
-        return tuple((self._value(float(x)), float(y)) for x, y in zip(places, found, strict=True))
+        places = np.concatenate([below[::-1], [origin], above])
+        heights = self._objective(origin, places)
+        heights[below.size] = min(heights[below.size], self._least())
+        return places, heights
 
     def _value(self, coordinate: float) -> float:
         return float(np.exp(coordinate)) if self.is_log else coordinate
@@ -172,7 +171,7 @@ class _Profile:
         if not np.isfinite(limit):
             return points
         return np.concatenate(
-            [points, np.linspace(points[-1] if points.size else origin, limit, 6)[1:]]
+            [points, np.linspace(points[-1] if points.size else origin, limit, 4)[1:]]
         )
 
     def _least(self) -> float:
@@ -181,11 +180,26 @@ class _Profile:
         return float((clipped * (size - 0.5 * clipped)).sum())
 
     def _objective(self, origin: float, held: FloatArray) -> FloatArray:
-        """Return the least objective with the coefficient held at each coordinate, shape (k,)."""
-        problem = self.problem
+        """Return the least objective with the coefficient held at each coordinate, shape (k,).
+
+        Twice, where the form has no better search: along the valley from the optimum, then from
+        what the neighbours on either side found.
+        """
         away = (held - origin)[:, None] * self.towards
-        starts = np.concatenate([self.theta + away, np.tile(self.theta, (held.size, 1))])
-        theta = np.column_stack([np.tile(held, 2), starts])
+        starts = np.stack([self.theta + away, np.tile(self.theta, (held.size, 1))])
+        theta, value = self._held(held, starts)
+        if self.problem.hold is not None:
+            return value
+        inner, outer = np.roll(theta, 1, axis=0), np.roll(theta, -1, axis=0)
+        inner[0], outer[-1] = theta[0], theta[-1]
+        _, again = self._held(held, np.stack([inner, outer]))
+        return np.minimum(value, again)
+
+    def _held(self, held: FloatArray, starts: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the best theta (k, p) and objective (k,) from starts (s, k, p)."""
+        problem, (num, size, width) = self.problem, starts.shape
+        if problem.hold is not None:
+            return problem.hold(self.place, held, starts)
 
         def model(theta: FloatArray) -> FloatArray:
             miss = HOLD * (self.coordinate(theta[:, 1:]) - theta[:, 0])
@@ -193,15 +207,19 @@ class _Profile:
 
         delta = np.full(problem.target.size + 1, self._delta)
         delta[-1] = np.inf
-        _, value = minimize_robust(
+        theta, value = minimize_robust(
             model,
             np.append(problem.target, 0.0),
-            theta,
-            np.ones((len(theta), delta.size)),
+            np.column_stack([np.tile(held, num), starts.reshape(-1, width)]),
+            np.ones((num * size, delta.size)),
             delta=delta,
             num_fixed=1,
         )
-        return np.asarray(value.reshape(2, -1).min(axis=0))
+        best = value.reshape(num, size).argmin(axis=0)
+        rows = np.arange(size)
+        return theta[:, 1:].reshape(num, size, width)[best, rows], value.reshape(num, size)[
+            best, rows
+        ]
 
     @property
     def _delta(self) -> float:
@@ -209,9 +227,8 @@ class _Profile:
 
 
 def _crossing(places: FloatArray, heights: FloatArray, allowed: float) -> float | None:
-    """Return where heights, outwards from the optimum, last rise above what is allowed."""
-    inside = np.flatnonzero(heights <= allowed)
-    last = int(inside[-1]) if inside.size else 0
+    """Return where heights last rise above what is allowed, in the order of places."""
+    last = int(np.flatnonzero(heights <= allowed)[-1])
     if last == len(places) - 1:
         return None
     rise = heights[last + 1] - heights[last]
@@ -222,15 +239,18 @@ def _crossing(places: FloatArray, heights: FloatArray, allowed: float) -> float 
 def _allowance(problem: CurveProblem, theta: FloatArray, level: float) -> float:
     """Return how far a profile may rise: t^2 E[psi^2] n / (2 E[psi'] (n - p)) for Huber's loss.
 
-    The sum of psi is taken over rows that err together before it is squared.
+    The sum of psi is taken over rows that err together before it is squared. E[psi'] is that of a
+    normal with the robust deviation of the residuals: a fit that passes through some of its rows
+    has more residuals near zero than there is noise.
     """
     delta = np.inf if problem.delta is None else problem.delta
     residual = problem.model(theta[None])[0] - problem.target
     size, psi = np.abs(residual), np.clip(residual, -delta, delta)
     slope = 1.0
     if np.isfinite(delta):
-        width = max(0.5 * float(np.median(size)), delta)
-        slope = delta * float((size <= width).mean()) / width
+        deviation = float(np.median(size)) * DEVIATION_OF_MEDIAN
+        deviation *= float(np.sqrt(size.size / max(size.size - theta.size, 1)))
+        slope = float(erf(delta / (np.sqrt(2.0) * max(deviation, 1e-12))))
     variance = float((psi**2).mean())
     if problem.group is not None:
         number = np.unique(problem.group, return_inverse=True)[1].ravel()

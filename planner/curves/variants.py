@@ -32,12 +32,12 @@ marin-community/marin issue 4447; Hoffmann et al. 2022 have 1.69."""
 
 def pinned_form(irreducible_loss: float) -> CurveForm:
     """Return the form with this asymptote, for `register` or for use on its own."""
+    basis = np.zeros((5, 4))
+    basis[[0, 1, 3, 4], [0, 1, 2, 3]] = 1.0
+    offset = np.array([0.0, 0.0, np.log(irreducible_loss), 0.0, 0.0])
+    pinned = Restriction(basis=basis, offset=offset, center=np.zeros(4), strength=np.zeros(4))
 
     def fit(points: Points, objective: Objective, weights: FloatArray | None) -> Fitted:
-        basis = np.zeros((5, 4))
-        basis[[0, 1, 3, 4], [0, 1, 2, 3]] = 1.0
-        offset = np.array([0.0, 0.0, np.log(irreducible_loss), 0.0, 0.0])
-        pinned = Restriction(basis=basis, offset=offset, center=np.zeros(4), strength=np.zeros(4))
         fitted = fit_surface(
             points.num_params,
             points.num_tokens,
@@ -49,8 +49,8 @@ def pinned_form(irreducible_loss: float) -> CurveForm:
         return fitted.params, fitted.objective
 
     def decode(theta: FloatArray, points: Points) -> FloatArray:
-        pinned = np.full(len(theta), np.log(irreducible_loss))
-        return decode_surface(np.column_stack([pinned, theta]), points)
+        given = np.full(len(theta), np.log(irreducible_loss))
+        return decode_surface(np.column_stack([given, theta]), points)
 
     return CurveForm(
         name="pinned",
@@ -61,6 +61,7 @@ def pinned_form(irreducible_loss: float) -> CurveForm:
         fit=fit,
         decode=decode,
         starts=lambda points: surface_starts(points)[:, [1, 2, 3, 4]],
+        restriction=pinned,
     )
 
 

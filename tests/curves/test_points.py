@@ -136,3 +136,39 @@ def test_losses_of_several_tokenizers_are_refused_but_bits_per_byte_are_not(tabl
     points = points_from_table(mixed, {"loss": "val_bits_per_byte"})
     assert len(points) == len(points_from_table(table))
     assert len(points_from_table(mixed[1:])) == len(points) - 1
+
+
+@pytest.mark.parametrize("column", ["loss_unit", "validation_set"])
+def test_losses_of_two_kinds_are_refused(table, column):
+    table[column] = "one"
+    assert len(points_from_table(table)) == len(table)
+    table.loc[0, column] = "other"
+    with pytest.raises(ConfigError, match=f"one {column}: got one, other"):
+        points_from_table(table)
+    table.loc[0, column] = None
+    with pytest.raises(ConfigError, match="1 rows do not say"):
+        points_from_table(table)
+
+
+def test_rows_without_a_run_are_runs_of_their_own(table):
+    table["run"] = None
+    table.loc[:3, "run"] = "shared"
+    run = points_from_table(table).run
+    assert np.unique(run).size == len(table) - 3
+    assert np.unique(run[:4]).size == 1
+
+
+def test_a_rate_below_zero_is_refused_and_an_absent_one_is_not(table):
+    table["learning_rate"] = 1e-3
+    table.loc[0, "learning_rate"] = np.nan
+    assert len(points_from_table(table)) == len(table)
+    table.loc[0, "learning_rate"] = -1.0
+    with pytest.raises(ConfigError, match="learning_rate must be positive"):
+        points_from_table(table)
+
+
+def test_a_form_whose_column_has_gaps_is_refused(table):
+    table["post_training_bits"] = 4.0
+    table.loc[0, "post_training_bits"] = np.nan
+    with pytest.raises(FitError, match="1 of 36 lack it"):
+        fit(table, form="post-training-precision")
