@@ -351,35 +351,19 @@ def _loss_at(
     law: ScalingLaw, num_params: float, num_tokens: float, limits: _Limits, level: float
 ) -> tuple[float, float, float]:
     """Return predicted loss with its interval; repeated tokens count as fewer fresh ones."""
-    if law.components[0].form == "repeated":
-        unique = num_tokens if limits.unique_tokens is None else limits.unique_tokens
-        p = law.predict(num_params, num_tokens, unique_tokens=unique, level=level)
+    lead = law.components[0]
+    unique = num_tokens if limits.unique_tokens is None else limits.unique_tokens
+    if lead.form == "repeated" or num_tokens <= unique:
+        extra = {"unique_tokens": unique} if lead.form == "repeated" else {}
+        p = law.predict(num_params, num_tokens, level=level, **extra)
         return float(p.loss), float(p.loss_lower), float(p.loss_upper)
-    if limits.unique_tokens is None or num_tokens <= limits.unique_tokens:
-        p = law.predict(num_params, num_tokens, level=level)
-        return float(p.loss), float(p.loss_lower), float(p.loss_upper)
-    flops = FLOPS_PER_PARAM_TOKEN * num_params * num_tokens
-    rows = np.repeat(law.components[0].params[None], 201, axis=0)
-    repeats = _repetition(rows, law)
-    columns = {
-        "num_params": np.array([num_params]),
-        "num_tokens": np.array([num_tokens]),
-        "unique_tokens": np.array([limits.unique_tokens]),
-    }
-    losses = predict_repeated(np.column_stack([rows[:, :5], repeats]), columns)[:, 0]
-    fresh = law.predict(num_params, num_tokens, level=level, train_flops=flops)
+    rows = np.repeat(lead.params[None], 201, axis=0)
+    columns = {"num_params": np.array([num_params]), "num_tokens": np.array([num_tokens])}
+    repeated = np.column_stack([rows[:, :5], _repetition(rows, law)])
+    losses = predict_repeated(repeated, columns | {"unique_tokens": np.array([unique])})[:, 0]
+    fresh = law.predict(num_params, num_tokens, level=level)
     tails = np.quantile(losses[1:], [0.5 - 0.5 * level, 0.5 + 0.5 * level]) / losses[0]
-    value = (
-        losses[0]
-        * float(fresh.loss)
-        / float(
-            np.exp(
-                law.components[0].log_loss(
-                    {"num_params": columns["num_params"], "num_tokens": columns["num_tokens"]}
-                )[0]
-            )
-        )
-    )
+    value = losses[0] * float(fresh.loss) / float(np.exp(lead.log_loss(columns)[0]))
     below = np.hypot(np.log(fresh.loss / fresh.loss_lower), np.log(1 / min(tails[0], 1.0)))
     above = np.hypot(np.log(fresh.loss_upper / fresh.loss), np.log(max(tails[1], 1.0)))
     return float(value), float(value * np.exp(-below)), float(value * np.exp(above))
