@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -159,3 +160,34 @@ def test_a_parquet_column_of_large_text_is_read(tmp_path):
     frame.astype({"text": pd.ArrowDtype(pa.large_string())}).to_parquet(tmp_path / "a.parquet")
     corpus = load_corpus(DataConfig(corpus=str(tmp_path / "a.parquet"), validation_fraction=0.3))
     assert (bytes(corpus.train) + bytes(corpus.validation)).count(b"\0") == 40
+
+
+def odd_corpora(folder):
+    (folder / "one.txt").write_text("x")
+    (folder / "blank.jsonl").write_text("\n\n")
+    (folder / "list.jsonl").write_text("[1]\n")
+    (folder / "number.jsonl").write_text('{"text": 3, "body": "a"}\n')
+    for name in ("folder.bin", "linked", "pipe", "dataset"):
+        (folder / name).mkdir()
+    (folder / "linked" / "a.txt").symlink_to(folder / "gone")
+    os.mkfifo(folder / "pipe" / "a.txt")
+    (folder / "dataset" / "dataset_dict.json").write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("one.txt", "train split of a corpus must hold text"),
+        ("blank.jsonl", "train split of a corpus must hold text"),
+        ("list.jsonl", r"list.jsonl:1: every row must hold text .* no columns"),
+        ("number.jsonl", r"number.jsonl:1: every row must hold text"),
+        ("folder.bin", "train split of a corpus must hold text"),
+        ("linked", r"must be readable: .*a.txt: No such file"),
+        ("pipe", "train split of a corpus must hold text"),
+        ("dataset", "no readable data set"),
+    ],
+)
+def test_odd_files_are_errors_that_name_them(tmp_path, name, message):
+    odd_corpora(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        load_corpus(DataConfig(corpus=str(tmp_path / name)))

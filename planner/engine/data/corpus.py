@@ -100,7 +100,10 @@ def unigram_entropy(corpus: Corpus) -> float:
 
 
 def _is_tokens(source: SourceConfig) -> bool:
-    return source.corpus != STDLIB and existing_path(source.corpus).suffix == ".bin"
+    if source.corpus == STDLIB:
+        return False
+    path = existing_path(source.corpus)
+    return path.suffix == ".bin" and path.is_file()
 
 
 def _load_texts(

@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from planner.engine.data.extras import need
 from planner.errors import ConfigError, did_you_mean
 from planner.trial import DataConfig, SourceConfig
 
-__all__ = ["STDLIB", "Documents", "list_documents", "walk"]
+__all__ = ["STDLIB", "Documents", "existing_path", "list_documents", "stamps", "walk"]
 
 STDLIB: Final = "python-stdlib"
 _NOT_STDLIB: Final = frozenset({"site-packages", "dist-packages", "__pycache__"})
@@ -46,7 +46,7 @@ class Documents:
 
     def key(self) -> tuple[object, ...]:
         """Return what a kept copy depends on."""
-        seen = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in self.files]
+        seen = stamps(self.files)
         version = platform.python_version()
         return (self.kind, version, str(self.path), self.column, self.split, self.rule, seen)
 
@@ -96,7 +96,9 @@ class Documents:
             row = _parse(checked, place)
             text = row.get(self.column) if isinstance(row, dict) else None
             if not isinstance(text, str):
-                raise _no_column(f"{place}: every row", self.column, row)
+                raise _no_column(
+                    f"{place}: every row", self.column, row if isinstance(row, dict) else ()
+                )
             yield self._encoded(text, place)
 
     def _parquet(self, path: Path) -> Iterator[bytes | None]:
@@ -121,8 +123,8 @@ class Documents:
         datasets = need("datasets", f"the Hugging Face data set {self.path}")
         try:
             found = datasets.load_from_disk(str(self.path))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.path} is no readable data set: {error}.") from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{self.path} is no readable data set: {error!r}.") from error
         if isinstance(found, datasets.DatasetDict):
             if self.split not in found:
                 raise ConfigError(
@@ -184,20 +186,38 @@ def existing_path(corpus: str) -> Path:
     return path
 
 
+def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Return name, size and time of change of files: a kept copy of them goes by it.
+
+    Raises:
+        ConfigError: One is a link to nowhere, or cannot be looked at.
+    """
+    try:
+        return [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
 def walk(root: Path, left_out: frozenset[str]) -> Iterator[Path]:
-    """Yield the files below a folder in a fixed order, hidden ones left out."""
+    """Yield the files below a folder in a fixed order, without hidden ones, pipes and sockets."""
     for folder, subfolders, files in os.walk(root):
         subfolders[:] = sorted(n for n in subfolders if n not in left_out and n[0] != ".")
-        yield from (Path(folder, name) for name in sorted(files) if name[0] != ".")
+        paths = (Path(folder, name) for name in sorted(files) if name[0] != ".")
+        yield from (path for path in paths if path.is_file() or path.is_symlink())
 
 
 def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(
-            f"a file of the corpus cannot be read: {path}: {error.strerror}."
-        ) from error
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError) -> ConfigError:
+    return ConfigError(
+        f"every file of the corpus must be readable: {error.filename}: {error.strerror}.",
+        hint="Repair it, or move it out of the folder.",
+    )
 
 
 def _first_wrong_byte(content: bytes) -> int | None:
@@ -228,10 +248,10 @@ def _is_text(kind: Any) -> bool:
     return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
 
 
-def _no_column(what: str, column: str, known: Any) -> ConfigError:
-    names = [str(name) for name in known] if isinstance(known, dict | list) else []
+def _no_column(what: str, column: str, known: Collection[str]) -> ConfigError:
     return ConfigError(
-        f"{what} must hold text in data.text_column={column!r}. " + did_you_mean(column, names)
+        f"{what} must hold text in data.text_column={column!r}. "
+        + (did_you_mean(column, known) if known else "It has no columns.")
     )
 
 

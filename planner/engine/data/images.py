@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from planner.engine.data.cache import cached, key_of, read_facts
-from planner.engine.data.documents import existing_path, walk
+from planner.engine.data.documents import existing_path, stamps, walk
 from planner.engine.data.extras import need
 from planner.engine.data.order import SampleOrder, even_starts
 from planner.engine.data.texts import is_held_back
@@ -179,7 +179,7 @@ def _read_folder(path: Path, model: ModelConfig) -> _Labelled:
     classes = sorted({name.partition("/")[0] for name in names})
     labels = np.array([classes.index(name.partition("/")[0]) for name in names], dtype=np.int64)
     shape = (len(files), model.image_channels, model.image_pixels, model.image_pixels)
-    seen = [(name, f.stat().st_size, f.stat().st_mtime_ns) for name, f in zip(names, files, strict=True)]  # fmt: skip
+    seen = stamps(files)
 
     def read(folder: Path) -> Array:
         if read_facts(folder)["shape"] != list(shape):
