@@ -1,7 +1,7 @@
 """The plan prices everything, rejects what cannot run with its reason, and starts nothing."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner import library
@@ -88,6 +88,7 @@ def test_a_budget_in_dollars_needs_a_price(write_study):
     assert plan(priced).total.usd == pytest.approx(plan(priced).total.device_hours * 0.05)
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=1, max_value=12), st.integers(min_value=0, max_value=99))
 def test_more_devices_never_take_longer(num_devices, seed):
     base = load_study("quickstart", [f"search.seed={seed}", "search.num_trials=9"])

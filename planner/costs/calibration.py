@@ -164,8 +164,11 @@ def _prediction(
 
 def uncalibrated(cluster: Cluster) -> Calibration:
     """Return the defaults of a cluster with the intervals that they had on other clusters."""
-    memory = CPU_MEMORY if cluster.device.is_cpu else GPU_MEMORY
-    return Calibration(efficiency=default_efficiency(cluster), memory=memory)
+    return Calibration(efficiency=default_efficiency(cluster), memory=_default(cluster))
+
+
+def _default(cluster: Cluster) -> MemoryConstants:
+    return CPU_MEMORY if cluster.device.is_cpu else GPU_MEMORY
 
 
 def _batches(trials: Sequence[MeasuredTrial]) -> list[tuple[list[int], Workload, Cluster]]:
@@ -230,16 +233,47 @@ def _fit_efficiency(trials: Sequence[MeasuredTrial]) -> tuple[Efficiency, Proces
 
 
 def _fit_memory(trials: Sequence[MeasuredTrial]) -> tuple[MemoryConstants, Process]:
-    default = CPU_MEMORY if trials[0].cluster.device.is_cpu else GPU_MEMORY
     w = concatenate([trial.workload for trial in trials])
     return _fit(
-        trials[0].memory_prior or default,
+        trials[0].memory_prior or _default(trials[0].cluster),
         _MEMORY_SPREADS,
         lambda constants: np.log(memory_use(w, constants).total),
         trials,
         [trial.memory_bytes for trial in trials],
         _MEMORY_PRIOR,
     )
+
+
+_FOLDS: Final = 5
+
+
+def _memory_is_learnt(trials: Sequence[MeasuredTrial]) -> bool:
+    """Return whether a fit to some of the trials predicts the others at least as well as the defaults.
+
+    Decided by the median error over the folds of a cross-validation; equal configurations are in one
+    fold. It is not learnt where what decides memory is not in the configuration, such as whether the
+    loss is fused. One or two configurations are taken at their word.
+    """
+    w = concatenate([trial.workload for trial in trials])
+    group = np.unique(features(w), axis=0, return_inverse=True)[1].ravel()
+    if group.max() < 2:
+        return True
+    cluster = trials[0].cluster
+    default = replace(uncalibrated(cluster), memory=trials[0].memory_prior or _default(cluster))
+    fitted: list[float] = []
+    plain: list[float] = []
+    for fold in range(min(_FOLDS, int(group.max()) + 1)):
+        kept = [trial for trial, g in zip(trials, group, strict=True) if g % _FOLDS != fold]
+        left = [trial for trial, g in zip(trials, group, strict=True) if g % _FOLDS == fold]
+        memory, residual = _fit_memory(kept)
+        there = concatenate([trial.workload for trial in left])
+        truth = np.array([trial.memory_bytes or 1.0 for trial in left])
+        for found, errors in (
+            (replace(default, memory=memory, memory_residual=residual), fitted),
+            (default, plain),
+        ):
+            errors += np.abs(np.log(found.predict_memory(there).value / truth)).tolist()
+    return float(np.median(fitted)) <= float(np.median(plain))
 
 
 def _thinned(trials: list[MeasuredTrial]) -> list[MeasuredTrial]:
@@ -269,7 +303,7 @@ def calibrate(trials: Sequence[MeasuredTrial]) -> Calibration:
             num_trials=len(timed),
             spans=_spans(timed),
         )
-    if weighed:
+    if weighed and _memory_is_learnt(weighed):
         memory, memory_residual = _fit_memory(weighed)
         result = replace(
             result,
@@ -277,6 +311,8 @@ def calibrate(trials: Sequence[MeasuredTrial]) -> Calibration:
             memory_residual=memory_residual,
             num_memory_trials=len(weighed),
         )
+    elif weighed and weighed[0].memory_prior is not None:
+        result = replace(result, memory=weighed[0].memory_prior)
     return result
 
 

@@ -14,7 +14,7 @@ from planner.costs.workload import workload_of
 from planner.errors import ConfigError
 from planner.trial import TrialConfig, TrialResult, TrialState
 
-__all__ = ["Measured", "calibrate_on_results", "calibrate_on_runs", "measured_trial"]
+__all__ = ["Measured", "calibrate_on_runs", "measured_trial"]
 
 _MIN_STEPS: Final = 5
 """Shorter trials measure their start, not their steps."""
@@ -47,13 +47,6 @@ def measured_trial(result: TrialResult, cluster: Cluster) -> MeasuredTrial | Non
         step_seconds=config.tokens_per_step / rate if rate else None,
         memory_bytes=result.peak_memory_bytes or None,
     )
-
-
-def calibrate_on_results(results: Iterable[TrialResult], cluster: Cluster) -> Calibration | None:
-    """Return the calibration that finished trials on a cluster support, or None if none measured."""
-    found = [measured_trial(result, cluster) for result in results]
-    trials = [trial for trial in found if trial is not None]
-    return calibrate(trials) if trials else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

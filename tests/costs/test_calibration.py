@@ -5,7 +5,7 @@ import pytest
 
 from planner.costs import ClusterConfig, estimate, resolve_cluster
 from planner.costs.calibration import MeasuredTrial, calibrate, uncalibrated
-from planner.costs.measured import calibrate_on_results, measured_trial
+from planner.costs.measured import calibrate_on_runs, measured_trial
 from planner.costs.memory import GPU_MEMORY, memory_use
 from planner.costs.speed import Efficiency, default_efficiency, step_time
 from planner.costs.workload import concatenate
@@ -145,7 +145,7 @@ def test_calibration_needs_a_trial():
         calibrate([])
 
 
-def finished(state=TrialState.COMPLETED, width=128, rate=4000.0, **changes):
+def finished(state=TrialState.COMPLETED, width=128, rate=4000.0, num_steps=50, **changes):
     config = TrialConfig(
         model=ModelConfig(num_layers=4, d_model=width, sequence_length=64),
         train=TrainConfig(tokens=10**5),
@@ -153,14 +153,14 @@ def finished(state=TrialState.COMPLETED, width=128, rate=4000.0, **changes):
     )
     return TrialResult(
         trial="t000", config=config.model_dump(mode="json"), state=state, tokens_per_second=rate,
-        **changes,
+        num_steps=num_steps, **changes,
     )  # fmt: skip
 
 
 def test_the_trials_of_a_sweep_calibrate_the_next_plan(cluster_of):
     cluster = resolve_cluster(ClusterConfig())
     slow = [finished(width=width, rate=4e7 / width**2) for width in (64, 128, 192, 256)]
-    calibration = calibrate_on_results(slow, cluster)
+    calibration = calibrate_on_runs([("earlier", slow)], cluster).calibration
     config = TrialConfig(
         model=ModelConfig(num_layers=4, d_model=160, sequence_length=64),
         train=TrainConfig(tokens=10**5),
@@ -179,4 +179,28 @@ def test_trials_that_measured_nothing_are_left_out():
     silent = finished(rate=None)
     assert measured_trial(failed, cluster) is None
     assert measured_trial(silent, cluster) is None
-    assert calibrate_on_results([failed, silent], cluster) is None
+    assert calibrate_on_runs([("earlier", [failed, silent])], cluster) is None
+
+
+def test_a_trial_of_fewer_than_five_steps_measures_its_start_and_not_its_speed():
+    cluster = resolve_cluster(ClusterConfig())
+    short = measured_trial(finished(num_steps=4, peak_memory_bytes=5e8), cluster)
+    assert short.step_seconds is None
+    assert short.memory_bytes == 5e8
+
+
+def test_memory_that_the_configuration_does_not_decide_is_not_learnt(workload_on, cluster_of):
+    cluster = cluster_of("8xa100-sxm")
+    sizes = [workload_on(micro_batch=float(2**i), zero_stage=3.0, shard=64.0) for i in range(7)]
+    plain = [float(uncalibrated(cluster).predict_memory(w).value[0]) for w in sizes]
+
+    def trials(factors):
+        return [
+            MeasuredTrial(workload=w, cluster=cluster, memory_bytes=factor * size)
+            for w, size, factor in zip(sizes, plain, factors, strict=True)
+        ]
+
+    random = calibrate(trials([1.0, 1.0, 1.9, 1.0, 1.0, 0.6, 1.0]))
+    assert random.predict_memory(sizes[3]).value[0] == pytest.approx(plain[3])
+    steady = calibrate(trials([1.2] * 7))
+    assert steady.predict_memory(sizes[3]).value[0] == pytest.approx(1.2 * plain[3], rel=0.05)
