@@ -17,7 +17,8 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -76,22 +77,34 @@ class Order:
     ) -> TrialResult:
         """Train as one worker and return the trial's result."""
         config = parse_config(self.config, TrialConfig, self.trial)
-        for name, value in worker_environment(config).items():
-            os.environ[name] = value
-        module, _, function = self.trainer.partition(":")
-        train = getattr(importlib.import_module(module), function)
-        result: TrialResult = train(
-            config,
-            trial=self.trial,
-            on_metrics=on_metrics,
-            report_at_flops=self.report_at_flops,
-            checkpoint_dir=Path(self.checkpoint_dir),
-            resume=True,
-            rank=rank,
-            world_size=self.num_workers,
-            init_method=init_method,
-        )
+        with _environment(worker_environment(config)):
+            module, _, function = self.trainer.partition(":")
+            train = getattr(importlib.import_module(module), function)
+            result: TrialResult = train(
+                config,
+                trial=self.trial,
+                on_metrics=on_metrics,
+                report_at_flops=self.report_at_flops,
+                checkpoint_dir=Path(self.checkpoint_dir),
+                resume=True,
+                rank=rank,
+                world_size=self.num_workers,
+                init_method=init_method,
+            )
         return result
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for one trial, and leave none of its own to the next one in this process."""
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
 
 
 class _Worker:

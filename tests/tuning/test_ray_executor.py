@@ -204,6 +204,21 @@ def test_ray_and_the_simulator_decide_alike(
     assert trainers.decisions(real) == trainers.decisions(made_up)
 
 
+def test_gangs_stay_warm_and_leave_no_environment_to_the_next_trial(
+    cluster: str, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    base = make_study().base | {"layout": {"data_parallel": 2}}
+    results = sweep(make_study(base=base), executor=ray_executor("leave_traces"), root=tmp_path)
+    assert results.count(TrialState.COMPLETED) == 4
+    for rank in range(2):
+        seen = [
+            json.loads((results.folder.checkpoints / trial.trial / f"rank-{rank}.json").read_text())
+            for trial in results.trials
+        ]
+        assert len({process for process, _ in seen}) == 1
+        assert not any(is_dirty for _, is_dirty in seen)
+
+
 def raylets(address: str) -> set[psutil.Process]:
     """Return the nodes of a cluster: one process each, all on this machine."""
     found = set()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,6 +130,20 @@ def decisions(lines: Sequence[Line]) -> list[tuple[Any, ...]]:
     kinds = ("proposed", "started", "paused", "copied", "generation", "ended")
     names = ("kind", "trial", "point", "state", "reason", "donor", "attempt")
     return [tuple(line.get(n) for n in names) for line in lines if line["kind"] in kinds]
+
+
+def leave_traces(
+    config: TrialConfig, *, trial: str, on_metrics: Any, checkpoint_dir: Path, rank: int = 0,
+    **_: Any,
+) -> TrialResult:  # fmt: skip
+    """Write down this process and whether a former trial's variable is there, and leave one."""
+    checkpoint_dir.mkdir(parents=True, exist_ok=True)
+    seen = "TRACE" in os.environ
+    os.environ["TRACE"] = trial
+    (checkpoint_dir / f"rank-{rank}.json").write_text(json.dumps([os.getpid(), seen]))
+    if rank == 0:
+        on_metrics({"val_loss": 1.0, "train_flops": 1.0})
+    return TrialResult(trial=trial, config={}, state=TrialState.COMPLETED)
 
 
 def hang_once(
