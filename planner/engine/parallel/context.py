@@ -35,13 +35,13 @@ class _Gather(torch.autograd.Function):
         ctx.group = group
         size = dist.get_world_size(group)
         whole = x.new_empty((size * x.shape[0], *x.shape[1:]))
-        dist.all_gather_into_tensor(whole, x.contiguous(), group=group)
+        dist.all_gather_single(whole, x.contiguous(), group=group)
         return whole.view(size, *x.shape)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         own = gradient.new_empty(gradient.shape[1:])
-        dist.reduce_scatter_tensor(own, gradient.flatten(0, 1).contiguous(), group=ctx.group)
+        dist.reduce_scatter_single(own, gradient.flatten(0, 1).contiguous(), group=ctx.group)
         return own, None
 
 

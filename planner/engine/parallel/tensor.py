@@ -85,7 +85,7 @@ def _gathered(x_BTD: torch.Tensor, group: Any) -> torch.Tensor:
     """Return (B, T, D) from parts (B, T / workers, D)."""
     part = x_BTD.transpose(0, 1).contiguous()
     whole = part.new_empty((part.shape[0] * dist.get_world_size(group), *part.shape[1:]))
-    dist.all_gather_into_tensor(whole, part, group=group)
+    dist.all_gather_single(whole, part, group=group)
     return whole.transpose(0, 1).contiguous()
 
 
@@ -93,7 +93,7 @@ def _scattered(x_BTD: torch.Tensor, group: Any) -> torch.Tensor:
     """Return this worker's part (B, T / workers, D) of the sum."""
     whole = x_BTD.transpose(0, 1).contiguous()
     part = whole.new_empty((whole.shape[0] // dist.get_world_size(group), *whole.shape[1:]))
-    dist.reduce_scatter_tensor(part, whole, group=group)
+    dist.reduce_scatter_single(part, whole, group=group)
     return part.transpose(0, 1).contiguous()
 
 
