@@ -113,10 +113,11 @@ def lines_of_start(lines: list[Line], trial: str) -> Line:
     return next(line for line in lines if line["kind"] == "proposed" and line["trial"] == trial)
 
 
-@pytest.mark.parametrize("name", ["pbt", "pb2"])
+@pytest.mark.parametrize(("name", "count"), [("pbt", 9), ("pb2", 4)])
 def test_a_population_that_died_goes_on_to_the_same_end(
-    make_study: MakeStudy, tmp_path: Path, name: str
+    make_study: MakeStudy, tmp_path: Path, name: str, count: int
 ) -> None:
+    """After 9 events the next step is under way, after 4 the members are copying."""
     study = population_study(make_study, workers=False)
     scheduler = study.search.scheduler.replace(name=name)
     study = study.replace(search=study.search.replace(scheduler=scheduler))
@@ -125,7 +126,7 @@ def test_a_population_that_died_goes_on_to_the_same_end(
 
     def crash(progress: Progress) -> None:
         seen.append(progress.event in ("paused", "copied", "generation"))
-        if sum(seen) == 9:
+        if sum(seen) == count:
             raise Crash
 
     with pytest.raises(Crash):
