@@ -56,7 +56,7 @@ NOISE_FLOOR = 5e-3
 
 MEDIAN_OF_NORMAL = 0.6745
 
-GROWTH, PRIOR_GROWTHS = 0.001, 2.0
+GROWTH, PRIOR_GROWTHS = 0.002, 2.0
 """Deviation of log loss per e-fold of compute beyond the table that the draws do not show."""
 
 

@@ -87,5 +87,5 @@ def test_a_back_test_that_reaches_far_counts_more():
 def test_errors_that_were_foretold_do_not_widen_the_interval():
     foretold = extrapolation_error([_backtest("anchored", 10, 0.01, expected=0.02)])
     surprise = extrapolation_error([_backtest("anchored", 10, 0.04, expected=0.005)])
-    assert foretold.growth < 0.001
-    assert surprise.growth > 5 * foretold.growth
+    assert foretold.growth < 0.002
+    assert surprise.growth > 3 * foretold.growth
