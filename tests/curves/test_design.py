@@ -33,7 +33,8 @@ def test_the_spread_is_expected_to_shrink_and_a_larger_budget_shrinks_it_more(la
     assert large.loss_deviation_after < small.loss_deviation_after
 
 
-def test_running_the_suggested_trials_narrows_the_interval(law, isoflop_sweep):
+def test_running_the_suggested_trials_narrows_the_interval(isoflop_sweep):
+    law = fit(isoflop_sweep(budgets=(1e17, 3e17, 1e18)), num_bootstraps=1000)
     s = suggest(law, 1e21, 3e19, 5)
     n = np.array([t.num_params for t in s.trials])
     d = np.array([t.num_tokens for t in s.trials])
@@ -47,7 +48,7 @@ def test_running_the_suggested_trials_narrows_the_interval(law, isoflop_sweep):
         loss=np.concatenate([p.loss, loss]),
     )
     before = optimal_allocation(law, 1e21)
-    after = optimal_allocation(fit(more, num_bootstraps=200), 1e21)
+    after = optimal_allocation(fit(more, num_bootstraps=1000), 1e21)
     assert after.loss_upper - after.loss_lower < before.loss_upper - before.loss_lower
 
 
