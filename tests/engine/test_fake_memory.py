@@ -108,6 +108,13 @@ def test_sharding_lowers_the_traced_memory():
 
 
 @pytest.mark.slow
+def test_a_worker_of_a_tensor_group_of_two_holds_half_of_the_parameters():
+    alone = trace_memory(trial()).kind_bytes["params"]
+    half = trace_memory(trial(layout=ParallelLayout(tensor_parallel=2))).kind_bytes["params"]
+    assert half == pytest.approx(alone / 2, rel=0.02)
+
+
+@pytest.mark.slow
 def test_an_estimate_takes_the_traced_memory_instead_of_the_closed_form():
     config, cluster = trial(), resolve_cluster(ClusterConfig())
     traced = trace_memory(config)

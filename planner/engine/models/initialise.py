@@ -83,7 +83,9 @@ def _like(parameter: Any, whole: torch.Tensor, device: torch.device) -> torch.Te
     from torch.distributed.tensor import DTensor
 
     (placement,) = parameter.placements
-    part = whole.chunk(mesh.size(), placement.dim)[mesh.get_local_rank()].contiguous()
+    view = whole.chunk(mesh.size(), placement.dim)[mesh.get_local_rank()]
+    # A view would keep the storage of the whole alive.
+    part = view.clone(memory_format=torch.contiguous_format)
     return DTensor.from_local(
         part.to(device), mesh, parameter.placements,
         run_check=False, shape=whole.shape, stride=whole.stride(),
