@@ -21,15 +21,21 @@ from planner.search_space import Point, grid_points, quasi_random_points
 from planner.study import Study, trial_config
 from planner.trial import TrialConfig
 from planner.trial.support import check_supported
+from planner.units import format_bytes
 
 if TYPE_CHECKING:
     from planner.costs.calibration import Calibration
     from planner.costs.measured import Measured
+    from planner.costs.tracing import Traces
 
 __all__ = ["Candidate", "Plan", "candidate", "charge", "plan", "proposals"]
 
 _MAX_REJECTIONS_PER_TRIAL: Final = 50
 """Proposals that may be rejected for each one that is wanted before the space counts as empty."""
+
+_NEAR_LIMIT: Final = (0.8, 1.25)
+"""Closed-form memory over what may be filled between which a trace decides: the closed form is off by up to
+a sixth, and by more where the heap is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +49,8 @@ class Candidate:
     cost: CostEstimate | None = None
     reason: str | None = None
     """Why it cannot run; None if it can."""
+    memory_note: str | None = None
+    """Which figure of memory decided, where the closed form is near the limit; None elsewhere."""
 
     @property
     def is_feasible(self) -> bool:
@@ -64,6 +72,8 @@ class Plan:
     """Whether the search picks its own points, so that these only stand for them."""
     calibrated_on: tuple[tuple[str, int], ...] = ()
     """Runs whose trials calibrated the estimates, with their numbers of trials."""
+    num_memory_traces: int = 0
+    """Shapes near the memory limit whose memory was traced from the engine's own model."""
 
     @property
     def feasible(self) -> tuple[Candidate, ...]:
@@ -85,12 +95,14 @@ class Plan:
                     "trial": c.trial,
                     "state": "planned" if c.is_feasible else "infeasible",
                     "reason": c.reason,
+                    "memory_note": c.memory_note,
                     "point": c.point,
                     "config": None if c.config is None else c.config.model_dump(mode="json"),
                     "cost": None if c.cost is None else asdict(c.cost),
                 }
                 for c in self.candidates
             ],
+            "num_memory_traces": self.num_memory_traces,
             "total": asdict(self.total),
             "budget": self.study.budget.limits(),
             "is_sample": self.is_sample,
@@ -125,8 +137,12 @@ def candidate(
     point: Point,
     *,
     calibration: Calibration | None = None,
+    traces: Traces | None = None,
 ) -> Candidate:
-    """Return a point priced on a cluster, or rejected with the reason."""
+    """Return a point priced on a cluster, or rejected with the reason.
+
+    With `traces`, the engine's own model says whether it fits where the closed form is near the limit.
+    """
     try:
         config = trial_config(study, point)
     except ConfigError as error:
@@ -144,10 +160,36 @@ def candidate(
         cost = estimate(config, cluster, calibration=calibration)
     except InfeasibleError as error:
         return Candidate(trial=trial, point=point, config=config, reason=error.message)
+    note: str | None = None
+    if traces is not None and _is_near_limit(cost):
+        cost, note = _traced(config, cluster, calibration, cost, traces)
     return Candidate(
-        trial=trial, point=point, config=config, cost=cost,
-        reason=None if cost.fits else cost.reason,
+        trial=trial, point=point, config=config, cost=cost, memory_note=note,
+        reason=". ".join(filter(None, (cost.reason, note))) if not cost.fits else None,
     )  # fmt: skip
+
+
+def _is_near_limit(cost: CostEstimate) -> bool:
+    lower, upper = _NEAR_LIMIT
+    return lower <= cost.peak_memory_bytes / cost.memory_capacity_bytes <= upper
+
+
+def _traced(
+    config: TrialConfig,
+    cluster: Cluster,
+    calibration: Calibration | None,
+    closed: CostEstimate,
+    traces: Traces,
+) -> tuple[CostEstimate, str]:
+    """Return the cost with traced memory where there is a trace, and which figure it has."""
+    found = traces.memory_of(config)
+    if isinstance(found, str):
+        return closed, f"Memory is by the closed form: {found}"
+    cost = estimate(config, cluster, calibration=calibration, traced=found)
+    return cost, (
+        f"Memory is traced from the engine's own model: {format_bytes(cost.peak_memory_bytes)} "
+        f"(closed form: {format_bytes(closed.peak_memory_bytes)})"
+    )
 
 
 def proposals(study: Study) -> Iterator[Point]:
@@ -157,12 +199,13 @@ def proposals(study: Study) -> Iterator[Point]:
     return quasi_random_points(study.search_space, study.base, study.search.seed)
 
 
-def plan(study: Study, *, measured: Measured | None = None) -> Plan:
+def plan(study: Study, *, measured: Measured | None = None, traces: Traces | None = None) -> Plan:
     """Return what a study would run, cost and reject.
 
     Args:
         study: The study.
         measured: What earlier runs on the same cluster measured (`results.read_measured`).
+        traces: Traces memory where the closed form is near the limit; by default the closed form stands.
 
     Raises:
         ConfigError: The space has no finite grid, or the budget needs a price that is not known.
@@ -171,7 +214,7 @@ def plan(study: Study, *, measured: Measured | None = None) -> Plan:
     """
     cluster = resolve_cluster(study.cluster)
     calibration = None if measured is None else measured.calibration
-    candidates = _candidates(study, cluster, calibration)
+    candidates = _candidates(study, cluster, calibration, traces)
     feasible = [c for c in candidates if c.is_feasible]
     if not feasible:
         raise _nothing_fits(study, candidates)
@@ -191,10 +234,13 @@ def plan(study: Study, *, measured: Measured | None = None) -> Plan:
         total=total,
         is_sample=study.search.algorithm not in ("grid", "random"),
         calibrated_on=() if measured is None else measured.runs,
+        num_memory_traces=0 if traces is None else traces.num_taken,
     )
 
 
-def _candidates(study: Study, cluster: Cluster, calibration: Calibration | None) -> list[Candidate]:
+def _candidates(
+    study: Study, cluster: Cluster, calibration: Calibration | None, traces: Traces | None
+) -> list[Candidate]:
     """Return proposals until enough of them are feasible or the space is exhausted."""
     wanted = study.search.num_trials
     found: list[Candidate] = []
@@ -204,7 +250,11 @@ def _candidates(study: Study, cluster: Cluster, calibration: Calibration | None)
             num_feasible >= wanted or index >= wanted * _MAX_REJECTIONS_PER_TRIAL
         ):
             break
-        found.append(candidate(study, cluster, f"t{index:03d}", point, calibration=calibration))
+        found.append(
+            candidate(
+                study, cluster, f"t{index:03d}", point, calibration=calibration, traces=traces
+            )
+        )
         num_feasible += found[-1].is_feasible
     return found
 

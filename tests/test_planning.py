@@ -6,8 +6,10 @@ from hypothesis import strategies as st
 
 from planner import library
 from planner.budget import Spend
+from planner.costs import resolve_cluster, tracing
+from planner.costs.tracing import Traces
 from planner.errors import BudgetError, ConfigError, InfeasibleError
-from planner.planning import plan
+from planner.planning import candidate, plan
 from planner.results import Results, read_measured
 from planner.run_folder import RunFolder
 from planner.study import load_study
@@ -141,3 +143,66 @@ def test_runs_on_another_cluster_and_damaged_ones_calibrate_nothing(small_study,
     assert read_measured(other, tmp_path) is None
     (tmp_path / "earlier" / "results.parquet").write_bytes(b"not a table")
     assert read_measured(small_study.cluster, tmp_path) is None
+
+
+def near_the_limit(write_study, **changes):
+    """Return a study whose two trials share a shape that needs nearly all of the memory."""
+    base = {
+        "model": {"num_layers": 2, "d_model": 128, "sequence_length": 256, "vocab_size": 2048},
+        "batch": {"sequences_per_step": 8},
+        "train": {"tokens": 8192, "num_validations": 1, "validation_tokens": 1024},
+    }
+    space = {"name": "s", "parameters": {"optimizer.learning_rate": {"choice": [1e-3, 2e-3]}}}
+    study = load_study(
+        write_study(search_space=space, base=base | changes, search={"algorithm": "grid"})
+    )
+    return with_memory_of(study, plan(study).feasible[0].cost.peak_memory_bytes)
+
+
+def with_memory_of(study, usable_bytes):
+    """Return a study on a cluster of which a plan may fill so many bytes."""
+    margin = resolve_cluster(study.cluster).memory_margin_fraction
+    overrides = {"memory_bytes": usable_bytes / (1.0 - margin)}
+    return study.replace(cluster=study.cluster.replace(device_overrides=overrides))
+
+
+@pytest.mark.slow
+def test_where_the_closed_form_is_near_the_limit_a_trace_decides_and_the_plan_says_so(write_study):
+    study = near_the_limit(write_study)
+    closed = plan(study).feasible[0].cost.peak_memory_bytes
+    traces = Traces(max_seconds=300.0)
+    roomy = plan(with_memory_of(study, 1.2 * closed), traces=traces)
+    traced = roomy.feasible[0].cost.peak_memory_bytes
+    assert (len(roomy.feasible), roomy.to_data()["num_memory_traces"]) == (2, 1)
+    cluster = resolve_cluster(with_memory_of(study, (closed + traced) / 2).cluster)
+    for number, seen in enumerate(roomy.feasible):
+        before = candidate(study, cluster, f"t{number:03d}", seen.point)
+        after = candidate(study, cluster, f"t{number:03d}", seen.point, traces=traces)
+        assert (before.is_feasible, after.is_feasible) == (closed < traced, traced < closed)
+        assert "traced from the engine's own model" in after.memory_note
+        assert after.is_feasible or after.memory_note in after.reason
+    assert traces.num_taken == 1
+
+
+def test_without_the_engine_the_closed_form_stands_and_says_so(write_study, monkeypatch):
+    monkeypatch.setattr(tracing, "find_spec", lambda _: None)
+    study = near_the_limit(write_study)
+    outlook = plan(study, traces=Traces())
+    assert outlook.num_memory_traces == 0
+    note = "Memory is by the closed form: the engine's torch is not installed"
+    assert [c.memory_note for c in outlook.candidates] == [note, note]
+    assert [c.cost for c in outlook.candidates] == [c.cost for c in plan(study).candidates]
+
+
+def test_a_layout_that_no_trace_covers_keeps_the_closed_form_with_the_reason(write_study):
+    study = near_the_limit(write_study, precision={"compute": "fp16"})
+    outlook = plan(study, traces=Traces())
+    assert outlook.num_memory_traces == 0
+    assert outlook.candidates[0].memory_note.endswith("fp16 looks at its gradients")
+
+
+def test_traces_end_at_their_number_and_far_from_the_limit_there_are_none(small_study, write_study):
+    outlook = plan(near_the_limit(write_study), traces=Traces(max_traces=0))
+    assert outlook.candidates[0].memory_note.endswith("0 shapes are traced already, in 0 s")
+    far = plan(small_study, traces=Traces())
+    assert (far.num_memory_traces, {c.memory_note for c in far.candidates}) == (0, {None})

@@ -34,13 +34,16 @@ def command(
     """Show what STUDY would run, what that costs, and what is rejected and why.
 
     Nothing is started. STUDY is a YAML file, or the name of a shipped study. Estimates are calibrated
-    on the trials of finished runs on a cluster of the same description.
+    on the trials of finished runs on a cluster of the same description. Up to four shapes whose memory
+    is near the limit are traced from the engine's own model, in a minute at most.
     """
+    from planner.costs.tracing import Traces
     from planner.planning import plan
     from planner.study import load_study
 
     loaded = load_study(study, overrides, search_space=search_space)
-    outlook = plan(loaded, measured=None if no_calibration else _measured(loaded, runs))
+    measured = None if no_calibration else _measured(loaded, runs)
+    outlook = plan(loaded, measured=measured, traces=Traces())
     if as_json:
         echo_json(outlook.to_data())
         return
@@ -95,6 +98,7 @@ def _summary(outlook: Plan) -> None:
         number = sum(trials for _, trials in outlook.calibrated_on)
         names = ", ".join(name for name, _ in outlook.calibrated_on)
         echo_text(f"Estimates are calibrated on {number} trials of: {names}.")
+    _say_memory(outlook)
     if outlook.is_sample:
         echo_text("The search picks its own points; these are a sample of the space.")
     echo_text(
@@ -107,3 +111,17 @@ def _summary(outlook: Plan) -> None:
         echo_text(
             f"Budget {format_amount(name, limit)}: {need / limit:.0%} of it planned; {verdict}."
         )
+
+
+def _say_memory(outlook: Plan) -> None:
+    """Say which figure of memory the candidates near the limit have."""
+    near = [c for c in outlook.candidates if c.memory_note is not None]
+    if not near:
+        return
+    echo_text(
+        f"{len(near)} candidates are near the memory limit; the memory of "
+        f"{outlook.num_memory_traces} shapes was traced."
+    )
+    for note in dict.fromkeys(c.memory_note for c in near if c.is_feasible):
+        trials = ", ".join(c.trial for c in near if c.memory_note == note and c.is_feasible)
+        echo_text(f"{trials}: {note}.")

@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from planner.costs.tracing import untraceable_reason
 from planner.engine.data.windows import Batch
 from planner.engine.heap import Heap
 from planner.engine.models.layers import rope_tables
@@ -78,18 +79,12 @@ class _NoSamples:
 
 def _check_traceable(config: TrialConfig) -> None:
     check_supported(config)
-    reasons = {
-        "pipeline stages send real tensors": config.layout.pipeline_parallel > 1,
-        "experts route by values": config.model.num_experts is not None,
-        "fp16 looks at its gradients": config.precision.compute == "fp16",
-        "LAMB and Adafactor look at norms": config.optimizer.name in ("lamb", "adafactor"),
-    }
-    for reason, holds in reasons.items():
-        if holds:
-            raise InfeasibleError(
-                f"memory cannot be traced under fake tensors: {reason}.",
-                hint="The closed form of planner.costs stands in.",
-            )
+    reason = untraceable_reason(config)
+    if reason is not None:
+        raise InfeasibleError(
+            f"memory cannot be traced under fake tensors: {reason}.",
+            hint="The closed form of planner.costs stands in.",
+        )
 
 
 def _process_bytes(config: TrialConfig) -> float:
