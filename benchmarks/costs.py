@@ -264,8 +264,11 @@ def _report_regret(rows: list[TableRow], same: bool) -> None:
 
 
 def _report_memory_verdicts(rows: list[TableRow]) -> None:
+    """Compare the verdicts on rows that were run; rows of computed memory alone never were."""
     counts = {(ran, fits): 0 for ran in (True, False) for fits in (True, False)}
     for row in rows:
+        if row.status == "mem-only":
+            continue
         found = uncalibrated(row.cluster).predict_memory(concatenate([row.workload]))
         counts[
             "oom" not in row.status, bool(found.value[0] <= row.cluster.usable_memory_bytes)

@@ -117,9 +117,24 @@ def _cluster(row: Mapping[str, str], num_devices: float) -> Cluster:
             device=device.name,
             num_nodes=nodes,
             devices_per_node=per_node,
-            device_overrides=DeviceOverrides(power_watts=float(watts[1]) if watts else None),
+            device_overrides=DeviceOverrides(
+                power_watts=float(watts[1]) if watts else None,
+                memory_bytes=_other_memory_bytes(memory, device.memory_bytes),
+            ),
         )
     )
+
+
+def _other_memory_bytes(nominal_gb: float, known_bytes: float) -> float | None:
+    """Return the memory of a device that is sold with another size than the catalogue's, or None.
+
+    A nominal gigabyte is 2^30 bytes, of which a device shows 99 %; sizes within a tenth are the same one.
+
+    >>> _other_memory_bytes(80.0, 8.4933e10), round(_other_memory_bytes(96.0, 8.4933e10) / 2**30)
+    (None, 95)
+    """
+    shown = 0.99 * nominal_gb * GIB
+    return shown if shown > 0.0 and abs(shown / known_bytes - 1.0) > 0.1 else None
 
 
 def _shape(row: Mapping[str, str]) -> ModelShape:

@@ -26,6 +26,13 @@ def line(gpu="H100-SXM", gpus="8", precision="bf16", step="9.5"):
     return LINE.format(gpu=gpu, gpus=gpus, precision=precision, step=step)
 
 
+def test_a_device_sold_with_more_memory_than_the_catalogues_has_the_tables(tmp_path):
+    larger = line().replace(",H100-SXM,80,", ",H100-96GB-HBM2e(500W),96,")
+    usual, more = read_table(write(tmp_path / "t.csv", line(), larger))
+    assert usual.cluster.device.memory_bytes == pytest.approx(79.1 * 2**30, rel=1e-3)
+    assert more.cluster.device.memory_bytes == pytest.approx(95 * 2**30, rel=1e-3)
+
+
 def test_a_row_becomes_a_workload_in_base_units(tmp_path):
     (row,) = read_table(write(tmp_path / "t.csv", line()))
     assert isinstance(row, TableRow)
