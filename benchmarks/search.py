@@ -4,15 +4,21 @@
 
 A table file holds `hp[tasks, rows, parameters]`, `hp_names`, `valid[tasks, rows, points]`, `test` (as
 `valid`) and `tasks`. Regret is the best validation loss seen so far less the best of the table.
-Every method drives the same core and sees the same clock: 8 workers, 60 s per curve point.
+Every method drives the same core and sees the same clock: 8 workers, 60 s per curve point. Whole
+systems (Ray's HyperBandForBOHB, Syne Tune, SMAC3) are driven by `search_peers.py` with the same clock;
+`--peer-python PYTHON` names an interpreter in which they are installed.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +40,6 @@ SHARES = np.linspace(0.025, 1.0, 40)
 SHOWN = (0.25, 0.5, 0.7, 1.0)
 NEVER = 1.5
 """Share of the compute entered for a run that never got there."""
-PEERS = {"syne_tune": "Syne Tune", "carbs": "CARBS", "smac": "SMAC3"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +97,7 @@ def methods() -> list[Method]:
         ("cost_aware", aware, none, True),
         ("cost_aware + asha", aware, scheduler("asha"), True),
         ("cost_aware + octaves", aware, scheduler("octaves"), True),
+        ("cost_aware + octaves, box", aware, scheduler("octaves"), False),
     ]
     return [Method(name=n, searcher=s, scheduler=c, rows=r) for n, s, c, r in rows]
 
@@ -124,7 +130,9 @@ def compare(tables: Sequence[CurveTable], chosen: Sequence[Method], arguments: A
     regrets: dict[str, np.ndarray] = {}
     print(f"mean regret over {arguments.seeds} seeds at shares of "
           f"{arguments.hours:g} h x {arguments.workers} workers")  # fmt: skip
-    print("table method                   " + "".join(f"{share:9.0%}" for share in SHOWN), " CPU s")
+    print(
+        "table method                     " + "".join(f"{share:9.0%}" for share in SHOWN), " CPU s"
+    )
     for method in chosen:
         per_table = []
         for number, table in enumerate(tables):
@@ -135,13 +143,64 @@ def compare(tables: Sequence[CurveTable], chosen: Sequence[Method], arguments: A
                 for seed in range(arguments.seeds)
             ]
             per_table.append(np.array(runs))
-            columns = [int(np.argmin(abs(SHARES - share))) for share in SHOWN]
-            shown = per_table[-1][:, columns].mean(0)
             seconds = (time.process_time() - start) / arguments.seeds
-            print(f"{number:5d} {method.name:24s}" + "".join(f"{r:9.4f}" for r in shown)
-                  + f"{seconds:7.2f}", flush=True)  # fmt: skip
+            show(number, method.name, per_table[-1], seconds)
         regrets[method.name] = np.array(per_table)
+    for number, name, losses, seconds in peers(tables, arguments):
+        runs_of = losses - np.nanmin(tables[number].losses)
+        regrets[name] = np.concatenate([regrets.get(name, np.empty((0, *losses.shape))), [runs_of]])
+        show(number, name, runs_of, seconds)
     summarise(regrets)
+
+
+def show(number: int, name: str, regrets: np.ndarray, seconds: float) -> None:
+    """Print regrets [seeds, 40] of one method on one table."""
+    columns = [int(np.argmin(abs(SHARES - share))) for share in SHOWN]
+    print(f"{number:5d} {name:26s}" + "".join(f"{r:9.4f}" for r in regrets[:, columns].mean(0))
+          + f"{seconds:7.2f}", flush=True)  # fmt: skip
+
+
+def unit_places(table: CurveTable) -> np.ndarray:
+    """Return the rows' places in the unit box [R, P], in logarithms where the box is drawn so."""
+    places = []
+    for name, each in table.space(rows=False).parameters.items():
+        scale = np.log if each.is_log else np.asarray
+        low, high = scale((each.low, each.high))
+        places.append((scale(table.values[:, table.names.index(name)]) - low) / (high - low))
+    return np.stack(places, axis=1)
+
+
+def peers(
+    tables: Sequence[CurveTable], arguments: Any
+) -> Iterator[tuple[int, str, np.ndarray, float]]:
+    """Yield (table, method, best losses [seeds, 40], CPU seconds per run) of other packages."""
+    options = [f"--{n}={getattr(arguments, n)}" for n in ("seeds", "hours", "workers")]
+    options.append(f"--seconds-per-point={arguments.seconds_per_point}")
+    if arguments.methods:
+        options += ["--methods", *arguments.methods]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    absent: list[set[str]] = []
+    said: set[tuple[str, int]] = set()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tables.npz"
+        places = {f"unit_{i}": unit_places(t) for i, t in enumerate(tables)}
+        np.savez(path, **places, **{f"losses_{i}": t.losses for i, t in enumerate(tables)})  # type: ignore[arg-type]
+        script = Path(__file__).with_name("search_peers.py")
+        for python in dict.fromkeys([sys.executable, arguments.peer_python]):
+            command = [python, str(script), str(path), *options]
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, text=True, env=environment
+            ) as running:
+                for line in map(json.loads, running.stdout or ()):
+                    if "absent" in line:
+                        absent.append(set(line["absent"]))
+                    elif (key := (line["method"], line["table"])) not in said:
+                        said.add(key)
+                        best = np.array(line["best"])
+                        yield line["table"], line["method"], best, line["cpu_seconds"]
+            if running.returncode:
+                print(f"{python} ended with {running.returncode}: its peers are not complete")
+    print(f"peers not installed: {', '.join(sorted(set.intersection(*absent))) or 'none'}")
 
 
 def summarise(regrets: dict[str, np.ndarray]) -> None:
@@ -290,11 +349,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--seconds-per-point", type=float, default=60.0)
     parser.add_argument("--methods", nargs="*", help="names of methods; by default all")
+    parser.add_argument("--peer-python", default=sys.executable, help="where peers are installed")
     arguments = parser.parse_args()
-    for module, name in PEERS.items():
-        if importlib.util.find_spec(module) is None:
-            print(f"{name}: not installed")
-    print("HyperBandForBOHB: not run; it pauses trials, and the core's trials are stopped for good")
     layouts(arguments.seeds)
     smooth(arguments.seeds)
     if arguments.grid:

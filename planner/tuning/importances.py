@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from typing import Final
@@ -29,7 +30,7 @@ class Importances:
 
 
 def importances_of(results: Results) -> Importances | None:
-    """Return the importances, or None before ten trials have completed.
+    """Return the importances, or None before ten trials have completed or where all are as good.
 
     The divergence of where the best tenth of the trials lies from where all lie, parameter by
     parameter; of several objectives the best are those that span the most hypervolume. Parameters
@@ -46,6 +47,10 @@ def importances_of(results: Results) -> Importances | None:
     count = len(rows)
     if count < _LEAST_TRIALS:
         return None
+    quantile = min(0.5, max(0.1, _LEAST_GOOD / count))
+    always = sorted(set.intersection(*(set(point) for point, _ in rows)))
+    if not always or _all_are_good([costs[0] for _, costs in rows], quantile):
+        return None
     import optuna
 
     from planner.tuning.translation import Translation
@@ -53,11 +58,19 @@ def importances_of(results: Results) -> Importances | None:
     translation = Translation(study.search_space, study.base)
     theirs = optuna.create_study(directions=["minimize"] * len(study.objective))
     theirs.add_trials([translation.finished(point, costs) for point, costs in rows])
-    quantile = min(0.5, max(0.1, _LEAST_GOOD / count))
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=quantile)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        shares = optuna.importance.get_param_importances(theirs, evaluator=evaluator)
+        shares = optuna.importance.get_param_importances(theirs, evaluator=evaluator, params=always)
     if not sum(shares.values()):
         return None
     return Importances(shares=dict(shares), num_trials=count)
+
+
+def _all_are_good(costs: list[float], quantile: float) -> bool:
+    """Return whether ties leave no trial worse than the best ones.
+
+    >>> _all_are_good([1.0, 1.0, 1.0], 0.5), _all_are_good([1.0, 1.0, 2.0], 0.5)
+    (True, False)
+    """
+    return sorted(costs)[math.ceil(quantile * len(costs)) - 1] == max(costs)

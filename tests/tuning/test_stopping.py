@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,27 @@ def test_the_parameter_that_decides_is_named_with_the_trials_behind_it(
     assert found.num_trials == 40
     assert sum(found.shares.values()) == pytest.approx(1.0)
     assert found.shares["optimizer.learning_rate"] > 0.7
+
+
+def test_a_parameter_that_only_one_trial_has_is_left_out_without_a_warning(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    momentum = {"choice": [0.9, 0.95], "when": "optimizer.weight_decay >= 0.98"}
+    space = SPACE | {"parameters": SPACE["parameters"] | {"optimizer.beta1": momentum}}
+    results = results_of(make_study(search_space=space), 12, tmp_path)
+    conditions = [trial.config["optimizer"]["weight_decay"] >= 0.98 for trial in results.trials]
+    assert sum(conditions) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = importances_of(results)
+    assert found is not None
+    assert set(found.shares) == {"optimizer.learning_rate", "optimizer.weight_decay"}
+
+
+def test_equally_good_trials_decide_nothing(make_study: MakeStudy, tmp_path: Path) -> None:
+    results = results_of(study_of(make_study), 12, tmp_path)
+    same = tuple(replace(trial, val_loss=2.0) for trial in results.trials)
+    assert importances_of(replace(results, trials=same)) is None
 
 
 def test_nothing_is_said_before_ten_trials(make_study: MakeStudy, tmp_path: Path) -> None:
