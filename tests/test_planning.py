@@ -145,7 +145,7 @@ def test_runs_on_another_cluster_and_damaged_ones_calibrate_nothing(small_study,
     assert read_measured(small_study.cluster, tmp_path) is None
 
 
-def near_the_limit(write_study, **changes):
+def near_the_limit(write_study, cluster=None, **changes):
     """Return a study whose two trials share a shape that needs nearly all of the memory."""
     base = {
         "model": {"num_layers": 2, "d_model": 128, "sequence_length": 256, "vocab_size": 2048},
@@ -154,7 +154,12 @@ def near_the_limit(write_study, **changes):
     }
     space = {"name": "s", "parameters": {"optimizer.learning_rate": {"choice": [1e-3, 2e-3]}}}
     study = load_study(
-        write_study(search_space=space, base=base | changes, search={"algorithm": "grid"})
+        write_study(
+            search_space=space,
+            base=base | changes,
+            search={"algorithm": "grid"},
+            cluster=cluster or {"device": "cpu", "devices_per_node": 2},
+        )
     )
     return with_memory_of(study, plan(study).feasible[0].cost.peak_memory_bytes)
 
@@ -199,6 +204,14 @@ def test_a_layout_that_no_trace_covers_keeps_the_closed_form_with_the_reason(wri
     outlook = plan(study, traces=Traces())
     assert outlook.num_memory_traces == 0
     assert outlook.candidates[0].memory_note.endswith("fp16 looks at its gradients")
+
+
+def test_on_an_accelerator_the_closed_form_stands_and_says_so(write_study):
+    on_gpus = {"device": "h100-sxm", "devices_per_node": 8}
+    study = near_the_limit(write_study, cluster=on_gpus)
+    outlook = plan(study, traces=Traces())
+    assert outlook.num_memory_traces == 0
+    assert outlook.candidates[0].memory_note.endswith("traces are checked on CPUs alone")
 
 
 def test_traces_end_at_their_number_and_far_from_the_limit_there_are_none(small_study, write_study):

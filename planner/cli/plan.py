@@ -34,8 +34,8 @@ def command(
     """Show what STUDY would run, what that costs, and what is rejected and why.
 
     Nothing is started. STUDY is a YAML file, or the name of a shipped study. Estimates are calibrated
-    on the trials of finished runs on a cluster of the same description. Up to four shapes whose memory
-    is near the limit are traced from the engine's own model, in a minute at most.
+    on the trials of finished runs on a cluster of the same description. On CPUs, up to four shapes whose
+    memory is near the limit are traced from the engine's own model, in a minute at most.
     """
     from planner.costs.tracing import Traces
     from planner.planning import plan
