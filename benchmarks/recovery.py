@@ -1,6 +1,6 @@
 """How often 90 % intervals hold known coefficients, per form, with noise and 5 % outliers.
 
-    python benchmarks/recovery.py [--seeds 100] [--bootstraps 200] [--case chinchilla ...]
+    python benchmarks/recovery.py [--seeds 100] [--first 0] [--bootstraps 200] [--case chinchilla ...]
 
 Every seed is a fresh table (`recovery_cases.py`). Prints the share of seeds in which each
 coefficient lies in its interval; 90 % of 100 seeds is 84 to 96 nineteen times in twenty.
@@ -19,13 +19,15 @@ def main() -> None:
     """Print one line per form."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="The first seed.")
     parser.add_argument("--bootstraps", type=int, default=200)
     parser.add_argument("--case", nargs="*", default=list(CASES))
     arguments = parser.parse_args()
     pooled = []
     for name in arguments.case:
         started = time.process_time()
-        rows = [CASES[name].inside(seed, arguments.bootstraps) for seed in range(arguments.seeds)]
+        seeds = range(arguments.first, arguments.first + arguments.seeds)
+        rows = [CASES[name].inside(seed, arguments.bootstraps) for seed in seeds]
         spent = (time.process_time() - started) / arguments.seeds
         shares = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
         pooled += list(shares.values())

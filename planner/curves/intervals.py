@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
@@ -22,6 +23,7 @@ from planner.curves.problem import (
     require_identified,
 )
 from planner.curves.profiles import LARGEST, as_coefficient, profile_coefficients
+from planner.curves.robust import minimize_robust
 
 __all__ = [
     "CurveFit",
@@ -35,6 +37,9 @@ DEFAULT_DRAWS = 200
 
 HUBER_DEVIATIONS = 1.5
 """Huber's delta where none is given, in robust deviations of the residuals of least squares."""
+
+COARSE_GAIN = 1e-6
+"""Relative decrease in one step at which least squares are near enough to choose delta."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -128,12 +133,17 @@ def fit_curve(
         FitError: The design leaves a combination of coefficients open.
     """
     ones = np.ones((1, problem.target.size))
-    delta = float("inf") if problem.delta is None else problem.delta
-    theta, value = minimize(problem, starts, np.repeat(ones, len(starts), axis=0), delta)
-    best = theta[[value.argmin()]]
+    weights = np.repeat(ones, len(starts), axis=0)
     if problem.delta is None:
+        search = partial(minimize_robust, problem.model, problem.target, slopes=problem.slopes)
+        theta, value = search(starts, weights, delta=float("inf"), tolerance=COARSE_GAIN)
+        best = theta[[value.argmin()]]
         delta = _adaptive_delta(problem.model(best)[0] - problem.target)
-        best, value = minimize(problem, best, ones, delta)
+        best, value = search(best, ones, delta=delta, is_wide=True)
+    else:
+        delta = problem.delta
+        theta, value = minimize(problem, starts, weights, delta)
+        best = theta[[value.argmin()]]
     problem = replace(problem, delta=delta)
     require_identified(problem, np.concatenate([best, starts]))
     draws, coefficients = np.empty((0, best.shape[1])), _without_intervals(problem, best, level)

@@ -1,8 +1,8 @@
 """Curves of one variable: error, accuracy or loss against examples, steps or compute.
 
 M1 to M4 of Alabdulmohsin et al. 2022 (arXiv:2209.06640) and the broken neural scaling law of
-Caballero et al. 2022 (arXiv:2210.14891). All are fitted to log y by least squares from a fixed set
-of starts in log x scaled to its range, so that no unit of x matters.
+Caballero et al. 2022 (arXiv:2210.14891). All are fitted to log y, by least squares from a fixed set
+of starts in log x scaled to its range, so that no unit of x matters, then by Huber's loss from there.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class _Form:
     starts: Callable[[FloatArray, FloatArray], FloatArray]
     natural: Callable[[FloatArray, float], FloatArray]
     """(theta (b, p), log of the first x) -> coefficients of the equation (b, p)."""
-    slopes: Model | None = None
+    slopes: Model
+    """(theta (b, p), t (n,)) -> d log y / d theta, shape (b, n, p)."""
 
     @property
     def min_points(self) -> int:
@@ -150,6 +151,48 @@ def _broken(theta: FloatArray, t: FloatArray) -> FloatArray:
     )
 
 
+def _power_slopes(theta: FloatArray, t: FloatArray) -> FloatArray:
+    fall = -np.exp(theta[:, 1:2]) * t
+    return np.stack([np.ones_like(fall), fall], axis=2)
+
+
+def _limit_slopes(theta: FloatArray, t: FloatArray) -> FloatArray:
+    share = np.exp(_power(theta, t) - _power_limit(theta, t))
+    return np.stack([share, -share * np.exp(theta[:, 1:2]) * t, 1.0 - share], axis=2)
+
+
+def _shifted_slopes(theta: FloatArray, t: FloatArray) -> FloatArray:
+    inner = np.logaddexp(-np.log(10.0) * t, theta[:, 3:4])
+    slope = np.exp(theta[:, 1:2]) / np.log(10.0)
+    power = theta[:, :1] + slope * inner
+    share = np.exp(power - np.logaddexp(power, theta[:, 2:3]))
+    along = share * slope
+    return np.stack(
+        [share, along * inner, 1.0 - share, along * np.exp(theta[:, 3:4] - inner)], axis=2
+    )
+
+
+def _broken_slopes(theta: FloatArray, t: FloatArray) -> FloatArray:
+    f, extra = np.exp(theta[:, 5:6]), theta[:, 3:4]
+    past = np.log(10.0) * (t - theta[:, 4:5]) / f
+    soft = np.logaddexp(0.0, past)
+    bend, turned = f * soft / np.log(10.0), np.exp(past - soft)
+    power = theta[:, :1] - theta[:, 1:2] * t - extra * bend
+    share = np.exp(power - np.logaddexp(power, theta[:, 2:3]))
+    along_width = f * (soft - past * turned) / np.log(10.0)
+    return np.stack(
+        [
+            share,
+            -share * t,
+            1.0 - share,
+            -share * bend,
+            share * extra * turned,
+            -share * extra * along_width,
+        ],
+        axis=2,
+    )
+
+
 def _line(t: FloatArray, log_y: FloatArray) -> tuple[float, float]:
     """Return log y at the first x and the fall per decade, at least a hundredth."""
     slope, intercept = np.polyfit(t, log_y, 1)
@@ -235,7 +278,15 @@ def _broken_coefficients(theta: FloatArray, origin: float) -> FloatArray:
 _FORMS = {
     form.name: form
     for form in (
-        _Form("m1", "y = a x^-b", ("a", "b"), _power, _power_starts, _power_coefficients),
+        _Form(
+            "m1",
+            "y = a x^-b",
+            ("a", "b"),
+            _power,
+            _power_starts,
+            _power_coefficients,
+            _power_slopes,
+        ),
         _Form(
             "m2",
             "y = a x^-b + c",
@@ -243,6 +294,7 @@ _FORMS = {
             _power_limit,
             _limit_starts,
             _power_coefficients,
+            _limit_slopes,
         ),
         _Form(
             "m3",
@@ -251,6 +303,7 @@ _FORMS = {
             _shifted,
             _shifted_starts,
             _shifted_coefficients,
+            _shifted_slopes,
         ),
         _Form(
             "m4",
@@ -268,6 +321,7 @@ _FORMS = {
             _broken,
             _broken_starts,
             _broken_coefficients,
+            _broken_slopes,
         ),
     )
 }
@@ -371,7 +425,6 @@ def _fit(
     level: float = 0.9,
     seed: int = 0,
 ) -> CurveFit:
-    slopes = form.slopes
     least = NEGLIGIBLE * float(np.exp(log_y.min()))
     first, last = np.exp(origin), np.exp(origin + LOG_10 * t[-1])
     problem = CurveProblem(
@@ -379,12 +432,11 @@ def _fit(
         model=lambda theta: form.model(theta, t),
         target=log_y,
         natural=lambda theta: form.natural(theta, origin),
-        delta=np.inf,
         ranges={
             ("a" if form.name == "bnsl" else "e" if form.name == "m4" else "c"): (least, np.inf),
             "d": (first, last) if form.name == "bnsl" else (NEGLIGIBLE / last, np.inf),
         },
-        slopes=None if slopes is None else lambda theta: slopes(theta, t),
+        slopes=lambda theta: form.slopes(theta, t),
     )
     return fit_curve(
         problem, form.starts(t, log_y), num_bootstraps=num_bootstraps, level=level, seed=seed

@@ -25,7 +25,6 @@ COARSE_ITERATIONS = 8
 FINE_ITERATIONS = 60
 LARGEST_DAMPING = 1e8
 SMALLEST_GAIN = 1e-10
-"""Relative decrease of the objective at which a start has arrived."""
 
 
 def minimize_robust(
@@ -37,6 +36,8 @@ def minimize_robust(
     delta: float | FloatArray,
     num_fixed: int = 0,
     slopes: Model | None = None,
+    is_wide: bool = False,
+    tolerance: float = SMALLEST_GAIN,
 ) -> tuple[FloatArray, FloatArray]:
     """Minimise sum_i w_i Huber(model(theta)_i - target_i) from every start.
 
@@ -49,19 +50,21 @@ def minimize_robust(
         num_fixed: So many leading coordinates of theta stay as they are, for profiles.
         slopes: theta (b, p) -> d model / d theta, shape (b, n, p); absent means central
             differences.
+        is_wide: The starts are optima of a wider delta: Huber's is not narrowed once more.
+        tolerance: Relative decrease of the objective in one step at which a start has arrived.
 
     Returns:
         theta, shape (b, p), and the objective, shape (b,), infinite where the model is not finite.
     """
     slopes_of = slopes or (lambda at: jacobian(model, at, num_fixed))
-    factors = HOMOTOPY if np.isfinite(delta).any() else HOMOTOPY[-1:]
+    factors = HOMOTOPY if np.isfinite(delta).any() and not is_wide else HOMOTOPY[-1:]
     value = np.full(theta.shape[0], np.inf)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for factor in factors:
             last = factor == factors[-1]
             theta, value = _descend(
                 model, target, theta, weights, delta * factor,
-                FINE_ITERATIONS if last else COARSE_ITERATIONS, slopes_of,
+                FINE_ITERATIONS if last else COARSE_ITERATIONS, slopes_of, tolerance,
             )  # fmt: skip
     return theta, value
 
@@ -74,6 +77,7 @@ def _descend(
     delta: float | FloatArray,
     iterations: int,
     slopes_of: Model,
+    tolerance: float,
 ) -> tuple[FloatArray, FloatArray]:
     result, values = theta.copy(), np.empty(theta.shape[0])
     active = np.arange(theta.shape[0])
@@ -93,7 +97,7 @@ def _descend(
         theta[better], value[better] = trial[better], trial_value[better]
         prediction[better] = trial_prediction[better]
         damping = np.where(better, np.maximum(0.2 * damping, 1e-9), 5.0 * damping)
-        done = (better & (gain <= SMALLEST_GAIN)) | (damping >= LARGEST_DAMPING)
+        done = (better & (gain <= tolerance)) | (damping >= LARGEST_DAMPING)
         if done.any():
             result[active[done]], values[active[done]] = theta[done], value[done]
             keep = ~done
@@ -120,20 +124,21 @@ def jacobian(model: Model, theta: FloatArray, num_fixed: int = 0) -> FloatArray:
     values = model(both.reshape(-1, size)).reshape(num, 2 * size, -1)
     slopes = (values[:, :size] - values[:, size:]) / (2 * DIFFERENCE)
     slopes[:, :num_fixed] = 0.0
-    return np.nan_to_num(slopes.transpose(0, 2, 1), nan=0.0, posinf=0.0, neginf=0.0)
+    slopes[~np.isfinite(slopes)] = 0.0
+    return slopes.transpose(0, 2, 1)
 
 
 def _step(
     jacobian: FloatArray, residual: FloatArray, strength: FloatArray, damping: FloatArray
 ) -> FloatArray:
-    scaled = jacobian * np.nan_to_num(strength)[:, :, None]
-    metric = scaled.transpose(0, 2, 1) @ jacobian
-    gradient = np.einsum("bip,bi->bp", scaled, np.nan_to_num(residual))
+    usable = np.isfinite(residual)
+    scaled = jacobian * np.where(usable, strength, 0.0)[:, :, None]
+    sums = scaled.transpose(0, 2, 1)
+    metric = sums @ jacobian
+    gradient = sums @ np.where(usable, residual, 0.0)[:, :, None]
     diagonal = np.einsum("bpp->bp", metric)
-    floor = 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300
-    ridge = damping[:, None] * diagonal + floor
-    metric = metric + ridge[:, :, None] * np.eye(metric.shape[1])
-    step = -np.linalg.solve(metric, gradient[:, :, None])[:, :, 0]
+    diagonal += damping[:, None] * diagonal + 1e-12 * diagonal.max(axis=1, keepdims=True) + 1e-300
+    step = -np.linalg.solve(metric, gradient)[:, :, 0]
     return np.asarray(np.clip(step, -LARGEST_STEP, LARGEST_STEP))
 
 

@@ -18,6 +18,8 @@ from planner.curves import (
     fit_tuning_law,
     learning_curve_forms,
 )
+from planner.curves.learning_curves import _FORMS
+from planner.curves.robust import jacobian
 from planner.errors import ConfigError, FitError, NotFoundError
 
 X = np.geomspace(1e4, 1e8, 40)
@@ -226,3 +228,12 @@ def test_one_grid_is_too_few_for_a_law_of_rate_and_batch():
                 loss=grid.loss[first],
             )
         )
+
+
+@pytest.mark.parametrize("name", _FORMS)
+def test_the_slopes_of_a_learning_curve_are_its_differences(name):
+    t = np.linspace(0, 3, 12)
+    form = _FORMS[name]
+    theta = form.starts(t, np.log(0.05 + np.exp(-0.4 * t)))
+    numeric = jacobian(lambda at: form.model(at, t), theta)
+    np.testing.assert_allclose(form.slopes(theta, t), numeric, atol=1e-8)
