@@ -1,29 +1,34 @@
 """A short measurement of this machine: a few steps of a study's smallest and largest trial.
 
-The engine runs both side by side, as the sweep would, in processes of their own. What they took over
-what the cost model says is the pace of a rehearsal.
+The engine runs both side by side, as the sweep would, in processes forked from one that has loaded
+torch. What they took over what the cost model says is the pace of a rehearsal.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from planner.engine.environment import worker_environment
 from planner.planning import Candidate, Plan
 from planner.trial import TrialConfig
 from planner.tuning.sources import Pace
 
 __all__ = ["probe"]
 
-_TRAIN_SECONDS: Final = 1.0
+_TRAIN_SECONDS: Final = 0.2
 """Estimated time of the steps that are measured."""
+_LONGEST_SECONDS: Final = 1.0
+"""Estimated time of the fewest steps of a trial that is worth measuring."""
 _MIN_STEPS: Final = 3
 _MOST_SECONDS: Final = 60.0
 """After which a probe is given up: the machine is busy, or far slower than estimated."""
@@ -53,11 +58,10 @@ def probe(plan: Plan) -> Pace | None:
     if not plan.cluster.device.is_cpu:
         return None
     chosen = _chosen(plan)
+    if not chosen:
+        return None
     with tempfile.TemporaryDirectory(prefix="planner-") as folder:
-        begun = time.monotonic()
-        started = [_start(each, Path(folder) / each.trial) for each in chosen]
-        found = [_finish(c, p, begun) for c, p in zip(chosen, started, strict=True)]
-    measured = [each for each in found if each is not None]
+        measured = _run(chosen, [Path(folder) / each.trial for each in chosen])
     if not measured:
         return None
     return Pace(
@@ -76,21 +80,43 @@ def _chosen(plan: Plan) -> list[Candidate]:
         if c.config is not None
         and c.cost is not None
         and c.config.layout.num_workers == 1
-        and c.cost.step_seconds * _MIN_STEPS <= _TRAIN_SECONDS
+        and c.cost.step_seconds * _MIN_STEPS <= _LONGEST_SECONDS
     ]
     able.sort(key=lambda c: c.cost.step_seconds if c.cost else 0.0)
     side_by_side = min(plan.cluster.num_devices, plan.study.search.max_concurrent or 2)
     return [able[-1], able[0]][: max(1, min(2, side_by_side))] if able else []
 
 
-def _start(chosen: Candidate, folder: Path) -> subprocess.Popen[str]:
-    folder.mkdir()
-    (folder / "config.json").write_text(_shortened(chosen).model_dump_json())
-    command = [sys.executable, "-m", "planner.engine", str(folder / "config.json")]
-    command += ["--out", str(folder)]
-    return subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True
-    )
+def _run(chosen: Sequence[Candidate], folders: Sequence[Path]) -> list[_Measured]:
+    """Return what the trials measured; nothing where one failed or they took too long."""
+    environment = dict(os.environ)
+    for each, folder in zip(chosen, folders, strict=True):
+        config = _shortened(each)
+        folder.mkdir()
+        (folder / "config.json").write_text(config.model_dump_json())
+        environment.update(worker_environment(config))
+    command = [sys.executable, "-m", "planner.engine.side_by_side", *map(str, folders)]
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        code = process.wait(_MOST_SECONDS)
+    except subprocess.TimeoutExpired:
+        return []
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    if code != 0:
+        return []
+    seconds = time.monotonic() - begun
+    results = [json.loads((folder / "result.json").read_text()) for folder in folders]
+    load_seconds = max(0.0, seconds - max(result["elapsed_seconds"] for result in results))
+    return [
+        _measured(each, result, load_seconds) for each, result in zip(chosen, results, strict=True)
+    ]
 
 
 def _shortened(chosen: Candidate) -> TrialConfig:
@@ -103,36 +129,17 @@ def _shortened(chosen: Candidate) -> TrialConfig:
     return config.replace(train=train)
 
 
-def _finish(chosen: Candidate, process: subprocess.Popen[str], begun: float) -> _Measured | None:
-    """Return what a probe measured; None where it failed or took too long."""
-    try:
-        code = process.wait(max(0.0, begun + _MOST_SECONDS - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return None
-    seconds = time.monotonic() - begun
-    if code != 0:
-        return None
-    path = Path(_arguments(process)[-1]) / "result.json"
-    return _measured(chosen, json.loads(path.read_text()), seconds)
-
-
-def _arguments(process: subprocess.Popen[str]) -> Sequence[str]:
-    assert isinstance(process.args, list)  # noqa: S101 -- `_start` gives one
-    return process.args
-
-
-def _measured(chosen: Candidate, result: dict[str, Any], seconds: float) -> _Measured:
+def _measured(chosen: Candidate, result: Mapping[str, Any], load_seconds: float) -> _Measured:
     config, cost = chosen.config, chosen.cost
     assert config is not None and cost is not None  # noqa: S101, PT018 -- `_chosen` takes no other
     step = config.tokens_per_step / result["tokens_per_second"]
     steps = step * result["train_tokens"] / config.tokens_per_step
     validation = max(0.0, result["train_seconds"] - steps) / _NUM_VALIDATIONS
+    warm = max(0.0, result["elapsed_seconds"] - result["train_seconds"])
     return _Measured(
         estimated_step_seconds=cost.step_seconds,
         step_ratio=step / cost.step_seconds,
         validation_steps=validation / step,
-        cold_seconds=max(0.0, seconds - result["train_seconds"]),
-        warm_seconds=max(0.0, result["elapsed_seconds"] - result["train_seconds"]),
+        cold_seconds=load_seconds + warm,
+        warm_seconds=warm,
     )
