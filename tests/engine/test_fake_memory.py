@@ -155,12 +155,11 @@ def test_the_entry_prints_one_json_document(tmp_path):
     [
         {
             "execution": {"activation_checkpointing": "full"},
-            "precision": {"compute": "bf16"},
             "batch": {"sequences_per_step": 8, "micro_batch_sequences": 4},
         },
         {"layout": {"data_parallel": 2}},
     ],
-    ids=["recomputed in micro-batches in bf16", "two workers"],
+    ids=["recomputed in micro-batches", "two workers"],
 )
 def test_an_estimate_is_within_5_percent_of_the_peak_of_the_engines_process(tmp_path, changed):
     config = TrialConfig.model_validate(

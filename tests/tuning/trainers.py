@@ -81,10 +81,10 @@ def follow_with_bytes(config: TrialConfig, **options: Any) -> TrialResult:
 
 
 def follow_slowly(config: TrialConfig, *, on_metrics: Any, **options: Any) -> TrialResult:
-    """Follow the curve, half a second per report."""
+    """Follow the curve, slowly enough for a worker elsewhere to start meanwhile."""
 
     def report(metrics: dict[str, Any]) -> bool:
-        time.sleep(0.5)
+        time.sleep(1.5)
         return bool(on_metrics(metrics))
 
     return follow(config, on_metrics=report, **options)
