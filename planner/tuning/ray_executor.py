@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
 from typing import Any, Final
 
 from planner.errors import InfeasibleError
@@ -243,11 +242,9 @@ class _TuneScheduler(TrialScheduler):
     def __init__(self, desk: _Desk) -> None:
         super().__init__()
         self._desk = desk
-        self._added: deque[Any] = deque()
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Remember it: it has no workers yet."""
-        self._added.append(trial)
+        """Nothing: the core proposed it."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return what the core says to the trial's events."""
@@ -270,13 +267,11 @@ class _TuneScheduler(TrialScheduler):
         """Nothing: it never started."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """Return the trial that was added first, once: it takes warm workers where there are any.
-
-        A trial whose workers are starting keeps them: given warm ones, the others would be thrown
-        away half started, and started anew for the next trial.
-        """
-        trial = self._added.popleft() if self._added else None
-        return trial if trial is not None and trial.status == trial.PENDING else None
+        """Return the first pending trial: the core has seen to it that it fits."""
+        for trial in tune_controller.get_trials():
+            if trial.status == trial.PENDING:
+                return trial
+        return None
 
     def debug_string(self) -> str:
         """Return who decides."""

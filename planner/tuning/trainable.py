@@ -119,19 +119,24 @@ class TrialActor(tune.Trainable):
     """Tune's actor: the worker of rank 0 of one trial after another."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Start the first trial."""
+        """Take the first trial; it starts when it is first asked for, as this may never be."""
         self._others: list[Any] = []
         self._failed: str | None = None
         self._is_waited_for: bool = False
-        self._begin(config["order"])
+        self._is_stopped = False
+        self._answers: queue.Queue[bool] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        self._order = str(config["order"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """End the trial before and start the next one in this process."""
+        """End the trial before and take the next one into this process."""
         self._stop()
-        self._thread.join(_END_SECONDS)
-        if self._thread.is_alive() or self._failed:
-            os._exit(1)
-        self._begin(new_config["order"])
+        if self._thread is not None:
+            self._thread.join(_END_SECONDS)
+            if self._thread.is_alive() or self._failed:
+                os._exit(1)
+        self._thread = None
+        self._order = str(new_config["order"])
         return True
 
     def train(self) -> dict[str, Any]:
@@ -143,6 +148,8 @@ class TrialActor(tune.Trainable):
         """Let the trial go on, and return its next events, or after a while that it is alive."""
         if self._failed:
             raise RuntimeError(self._failed)
+        if self._thread is None:
+            self._begin(self._order)
         if self._is_waited_for:
             self._is_waited_for = False
             self._answers.put(True)
@@ -180,7 +187,7 @@ class TrialActor(tune.Trainable):
     def _begin(self, text: str) -> None:
         order = Order.from_json(text)
         self._events: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._answers: queue.Queue[bool] = queue.Queue()
+        self._answers = queue.Queue()
         self._is_stopped = False
         # Whether the trial waits at the last report, and calling again means to go on.
         self._is_waited_for = False

@@ -175,8 +175,11 @@ def replayed(study: Study, world: World, lines: Sequence[Line]) -> tuple[Sweep, 
 
 
 def table(end: Sweep) -> list[tuple[Any, ...]]:
-    rows = end.trials.values()
-    return [(r.trial, r.point, r.state, r.flops, r.last.get("val_loss"), r.lineage) for r in rows]
+    found = []
+    for r in end.trials.values():
+        lineage = [replace(copy, study_seconds=0.0) for copy in r.lineage]  # a crash takes time
+        found.append((r.trial, r.point, r.state, r.flops, r.last.get("val_loss"), lineage))
+    return found
 
 
 def check_order(study: Study, lines: Sequence[Line]) -> None:
