@@ -94,7 +94,7 @@ class RayExecutor:
                 scheduler=_TuneScheduler(desk),
                 num_samples=-1,
                 max_concurrent_trials=driver.sweep.num_devices,
-                reuse_actors=True,
+                reuse_actors=not self._pauses(driver),
                 trial_dirname_creator=lambda trial: trial.config["name"],
             ),
             run_config=tune.RunConfig(
@@ -107,6 +107,15 @@ class RayExecutor:
             ),
         )
         tuner.fit()
+
+    @staticmethod
+    def _pauses(driver: Driver) -> bool:
+        """Return whether trials pause for each other: warm workers would take over what starts.
+
+        Ray 2.60 may never give back the device of a worker that is thrown away half started, and a
+        population that mixes numbers of workers then waits for it for ever.
+        """
+        return driver.sweep.study.search.scheduler.name in ("pbt", "pb2")
 
     def close(self) -> None:
         """Leave the cluster; a cluster that was started here ends."""
