@@ -40,10 +40,10 @@ def train_local(
     """
     check_supported(config)
     os.environ.update({k: v for k, v in worker_environment(config).items() if k not in os.environ})
-    from planner.engine.training import train
-
     world_size = config.layout.num_workers
     if world_size == 1:
+        from planner.engine.training import train
+
         return train(
             config, trial=trial, on_metrics=on_metrics, report_at_flops=report_at_flops,
             checkpoint_dir=checkpoint_dir, resume=resume,
@@ -60,6 +60,8 @@ def train_local(
             "init_method": init_method,
         }
         with _other_workers(order, config):
+            from planner.engine.training import train  # while the others load torch too
+
             return train(
                 config, trial=trial, on_metrics=on_metrics, report_at_flops=report_at_flops,
                 checkpoint_dir=checkpoint_dir, resume=resume, rank=0, world_size=world_size,
