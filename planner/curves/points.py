@@ -52,6 +52,15 @@ ENGINE_NAMES = {"num_tokens": "train_tokens", "loss": "val_loss"}
 
 COMPLETED = "completed"
 
+PLAUSIBLE = (1e-30, 1e30)
+"""No loss lies outside, whatever its unit: what does is a diverged run or a damaged number."""
+
+LARGEST = 1e60
+"""No count lies above: squares and products of what is below are finite in float64."""
+
+MAX_NAMED = 12
+"""Columns that a message lists."""
+
 ONE_PER_TABLE = ("loss_unit", "validation_set")
 """Columns that say what a loss is: losses of two kinds do not lie on one law."""
 
@@ -144,16 +153,21 @@ def read_table(path: Path) -> pd.DataFrame:
             hint="Give a run folder that has results.parquet, or a .parquet or .csv file.",
         )
     try:
-        return pd.read_parquet(source) if source.suffix == ".parquet" else pd.read_csv(source)
+        if source.suffix == ".parquet":
+            return pd.read_parquet(source)
+        table = pd.read_csv(source, sep="\t" if source.suffix == ".tsv" else ",")
     except (ValueError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{source} cannot be read as a table: {error}") from error
+        why = " ".join(str(error).split())
+        raise ConfigError(f"{source} cannot be read as a table: {why}") from error
+    return table.rename(columns=lambda name: str(name).strip())
 
 
 def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None = None) -> Points:
     """Return the usable rows of a table as float64 columns, the others counted.
 
     Rows are left out, and counted, when their `state` is not completed, when the loss is absent,
-    not finite or not positive (a diverged run), and when they repeat an earlier row exactly.
+    not finite, not positive or beyond 1e-30 to 1e30 (a diverged run), and when they repeat an
+    earlier row exactly.
 
     Raises:
         ConfigError: A required column is missing, a number is text, a quantity of a usable row is
@@ -182,6 +196,9 @@ def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None 
     points = Points(**values, dropped=dropped, columns=names)
     points = points.where(np.isfinite(points.loss), reason="loss is absent or not finite")
     points = points.where(points.loss > 0, reason="loss is not positive")
+    low, high = PLAUSIBLE
+    is_plausible = (points.loss > low) & (points.loss < high)
+    points = points.where(is_plausible, reason=f"loss is beyond {low:g} to {high:g}")
     _require_positive(points)
     return _without_duplicates(points)
 
@@ -205,16 +222,35 @@ def _column_names(present: list[str], column_map: Mapping[str, str]) -> dict[str
     if missing:
         raise ConfigError(
             f"a curve needs the columns {', '.join(REQUIRED)}: the table lacks "
-            f"{', '.join(missing)}. It has {', '.join(present) or 'no column'}.",
-            hint=f"Name the column that holds it, e.g. --map {missing[0]}=COLUMN.",
+            f"{', '.join(missing)}. It has {_listed(present)}.",
+            hint=_separator_hint(present)
+            or f"Name the column that holds it, e.g. --map {missing[0]}=COLUMN.",
         )
     return names
+
+
+def _listed(present: list[str]) -> str:
+    """Return the names of columns, as many and as much of each as a message can hold."""
+    if not present:
+        return "no column"
+    names = [name if len(name) <= 60 else f"{name[:60]}..." for name in present[:MAX_NAMED]]
+    more = len(present) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
+
+
+def _separator_hint(present: list[str]) -> str | None:
+    """Return what to do with a file whose header was read as one column."""
+    found = [mark for mark in (";", "\t", "|") if len(present) == 1 and mark in present[0]]
+    return f"Its columns are separated by {found[0]!r}: write it with commas." if found else None
 
 
 def _numbers(table: pd.DataFrame, column: str) -> FloatArray:
     """Return a column as float64: products of integer columns overflow at 9.2e18."""
     import pandas as pd
 
+    kind = table[column].dtype
+    if pd.api.types.is_bool_dtype(kind) or pd.api.types.is_datetime64_any_dtype(kind):
+        raise ConfigError(f"column {column!r} must hold numbers: it holds {kind} values.")
     numbers = pd.to_numeric(table[column], errors="coerce")
     text = numbers.isna() & table[column].notna() & (table[column].astype(str).str.lower() != "nan")
     if text.any():
@@ -255,18 +291,23 @@ def _require_positive(points: Points) -> None:
         values = getattr(points, name)
         if values is None:
             continue
-        bad = ~(np.isfinite(values) & (values > 0))
+        bad = ~((values > 0) & (values < LARGEST))
         if name not in EVERY_ROW:  # absent in some rows is as good as absent; a wrong number is not
             least_allowed = values >= 0 if name in MAY_BE_ZERO else values > 0
-            bad = ~(np.isnan(values) | (np.isfinite(values) & least_allowed))
+            bad = ~(np.isnan(values) | ((values < LARGEST) & least_allowed))
         if bad.any():
-            overflow = name == "train_flops" and bool((values < 0).any())
+            first = float(values[bad][0])
+            hint = "Correct these rows, or leave them out of the table."
+            if name == "train_flops" and (values < 0).any():
+                hint = (
+                    "Negative FLOPs are an int64 overflow of 6 N D: compute them in floating point."
+                )
+            elif LARGEST <= first < np.inf:
+                hint = f"Above {LARGEST:g} a number counts as damaged. {hint}"
             raise ConfigError(
                 f"{name} must be positive and finite: {int(bad.sum())} of {len(points)} rows are "
-                f"not, the first is {values[bad][0]:g}.",
-                hint="Negative FLOPs are an int64 overflow of 6 N D: compute them in floating point."
-                if overflow
-                else "Correct these rows, or leave them out of the table.",
+                f"not, the first is {first:g}.",
+                hint=hint,
             )
 
 

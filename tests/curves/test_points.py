@@ -47,12 +47,43 @@ def test_a_size_that_cannot_be_is_refused(table, column, bad):
         points_from_table(table)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, -1.0], ids=str)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0, -1.0, 1e300, 1e-200], ids=str)
 def test_a_diverged_loss_is_left_out_and_counted(table, bad):
     table.loc[2, "loss"] = bad
     points = points_from_table(table)
     assert len(points) == len(table) - 1
     assert sum(points.dropped.values()) == 1
+
+
+def test_a_count_that_no_product_can_hold_is_refused(table):
+    with pytest.raises(ConfigError, match=r"(?s)num_params must be positive.*Above 1e\+60"):
+        points_from_table(table.assign(num_params=table.num_params * 1e200))
+
+
+@pytest.mark.parametrize("values", [True, pd.Timestamp("2024-01-01")], ids=["bool", "date"])
+def test_a_column_of_another_kind_is_refused(table, values):
+    with pytest.raises(ConfigError, match="'num_tokens' must hold numbers: it holds"):
+        points_from_table(table.assign(num_tokens=values))
+
+
+@pytest.mark.parametrize("mark", [";", "\t", "|"])
+def test_another_separator_is_named(table, tmp_path, mark):
+    table.to_csv(tmp_path / "a.csv", index=False, sep=mark)
+    with pytest.raises(ConfigError, match="write it with commas"):
+        read_points(tmp_path / "a.csv")
+
+
+def test_tabs_and_spaces_around_names_are_read(table, tmp_path):
+    spaced = table.rename(columns={"loss": " loss", "num_tokens": "num_tokens "})
+    spaced.to_csv(tmp_path / "a.tsv", index=False, sep="\t")
+    assert len(read_points(tmp_path / "a.tsv")) == len(table)
+
+
+def test_a_table_of_many_long_names_is_told_in_short():
+    table = pd.DataFrame({f"{number}{'x' * 500}": [1.0] for number in range(40)})
+    with pytest.raises(ConfigError, match="and 28 more") as caught:
+        points_from_table(table)
+    assert len(caught.value.message) < 1000
 
 
 def test_exact_repeats_are_left_out_and_counted(table):
