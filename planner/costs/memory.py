@@ -35,6 +35,8 @@ class MemoryConstants:
     """Measured over computed logits and loss."""
     state_factor: float = 1.0
     """Measured over computed states: padding, buckets."""
+    last_stage_only: bool = False
+    """Whether memory was read on the last pipeline stage, instead of on the fullest."""
 
 
 OPERATORS_KEPT: Final = 0.45
@@ -75,11 +77,20 @@ class MemoryUse:
 
 
 def block_params_per_device(w: Workload) -> tuple[Number, Number]:
-    """Return the parameters of one block on one device: those outside of the experts, and the experts'."""
+    """Return the parameters of one block on one device: those outside of the experts, and the experts'.
+
+    Experts are split over e groups and, within a group, over t devices, or over fewer where a replica of
+    the stage has fewer than e t devices.
+    """
     dense = w.attention_params + w.mlp_matrices * w.d_model * w.dense_d_ff
     shared = w.num_shared_experts * w.mlp_matrices * w.d_model * w.expert_d_ff
     routed = w.num_experts * w.mlp_matrices * w.d_model * w.expert_d_ff
-    return (dense + shared) / w.tensor, routed / (w.tensor * w.expert)
+    return (dense + shared) / w.tensor, routed / _expert_ways(w)
+
+
+def _expert_ways(w: Workload) -> Array:
+    """Devices over which the parameters of a block's experts are split."""
+    return np.minimum(w.tensor * w.expert, w.data * w.tensor * w.context)
 
 
 def params_per_device(w: Workload) -> tuple[Array, Array]:
@@ -111,13 +122,9 @@ def activation_bytes_per_layer(w: Workload) -> tuple[Number, Number]:
     size = w.activation_bytes
     tokens, sp = _tokens(w), _split_along_sequence(w)
     stream = (4.0 * size + w.extra_stream_bytes + 2.0 * w.dropout) * w.d_model / sp
-    per_width = np.where(np.asarray(w.mlp_matrices) > 2, 4.0 * size, 2.0 * size)
-    routing = (
-        2.0 * size * w.d_model * np.where(np.asarray(w.num_experts) > 0, w.experts_per_token, 0.0)
-    )
-    inner = (
-        2.0 * size * (w.query_width + w.kv_width) + per_width * _mlp_width(w)
-    ) / w.tensor + routing / sp
+    inner = 2.0 * size * (w.query_width + w.kv_width) + size * _kept_mlp_width(w)
+    routing = size * w.d_model * _kept_routed_inputs(w)
+    inner = inner / w.tensor + routing
     keeps_scores = (1.0 - w.flash) * np.where(np.asarray(w.recompute) > 0, 0.0, 1.0)
     scores = (
         keeps_scores
@@ -127,6 +134,32 @@ def activation_bytes_per_layer(w: Workload) -> tuple[Number, Number]:
         / (w.tensor * w.context)
     )
     return tokens * (stream + inner + scores), tokens * size * w.d_model / sp
+
+
+def _kept_mlp_width(w: Workload) -> Array:
+    """Channels of the MLPs' width that a block keeps per token: 2 f, 4 f gated, 3 f with a fused gate.
+
+    An expert whose inner activations the router's weights multiply keeps those before and after: 3 f.
+    """
+    gated = np.asarray(w.mlp_matrices) > 2
+    dense = np.where(gated, 4.0 - np.asarray(w.fused_gate), 2.0)
+    routed = np.where(np.asarray(w.weighted_inner) > 0, 3.0, dense)
+    return np.asarray(
+        dense * (w.dense_d_ff + w.num_shared_experts * w.expert_d_ff)
+        + routed * w.experts_per_token * w.expert_d_ff
+    )
+
+
+def _kept_routed_inputs(w: Workload) -> Array:
+    """Copies of a token's input that its experts keep on one device.
+
+    Inputs and outputs, 2 k, split along the sequence where the stream is; where weights multiply inside,
+    inputs alone, k, split over the groups of devices that one expert occupies.
+    """
+    experts = np.where(np.asarray(w.num_experts) > 0, w.experts_per_token, 0.0)
+    inside = _expert_ways(w) / w.expert / w.tensor
+    outside = 2.0 / _split_along_sequence(w)
+    return np.asarray(experts * np.where(np.asarray(w.weighted_inner) > 0, inside, outside))
 
 
 def _tokens(w: Workload) -> Number:
@@ -197,17 +230,21 @@ def _head_bytes(w: Workload) -> Array:
 def _held_micro_batches(w: Workload) -> tuple[Array, Array]:
     """Return how many micro-batches' activations the first and the last stage hold.
 
-    1F1B holds min(m, p) on the first stage and one on the last, the interleaved schedule
-    1 + (p - 1) / (p v) times as many blocks, GPipe all.
+    1F1B holds min(m, p) on the first stage and one on the last. The interleaved schedule warms up with
+    2 (p - 1 - rank) + (v - 1) p chunks and runs one more: of v chunks a micro-batch, the first stage holds
+    (p v + p - 1) / v, the last (p v - p + 1) / v. GPipe holds all.
+
+    Source: Narayanan et al. 2021 (arXiv:2104.04473), section 2.2; Megatron-LM,
+    `forward_backward_pipelining_with_interleaving`.
     """
-    interleaved = np.where(
-        np.asarray(w.virtual) > 1, 1.0 + (w.pipeline - 1.0) / (w.pipeline * w.virtual), 1.0
-    )
-    every = (np.asarray(w.holds_all) > 0) & (np.asarray(w.pipeline) > 1)
-    held = np.where(every, w.num_micro_batches, w.pipeline * interleaved)
+    p, v = np.asarray(w.pipeline), np.asarray(w.virtual)
+    several = (v > 1) & (p > 1)
+    every = (np.asarray(w.holds_all) > 0) & (p > 1)
+    first = np.where(several, (p * v + p - 1.0) / v, p)
+    last = np.where(several, (p * v - p + 1.0) / v, 1.0)
     return (
-        np.minimum(w.num_micro_batches, held),
-        np.minimum(w.num_micro_batches, interleaved),
+        np.minimum(w.num_micro_batches, np.where(every, w.num_micro_batches, first)),
+        np.minimum(w.num_micro_batches, np.where(every, w.num_micro_batches, last)),
     )
 
 
@@ -270,7 +307,8 @@ def _moments(w: Workload, gradients: Array, constants: MemoryConstants) -> list[
     trained = 1.0 - np.asarray(w.frozen)
     table = own * trained * w.gradient_bytes * w.vocab_size * w.d_model / w.tensor
     is_tied = np.where(np.asarray(w.head_copies) < 2, 1.0, 0.0)
-    there, scale, several = stays * gradients, constants.activation_factor, w.pipeline > 1.0
+    there, scale = stays * gradients, constants.activation_factor
+    several = (np.asarray(w.pipeline) > 1) & (not constants.last_stage_only)
     end = scale * layers * block.kept * last
     dense, routed = block_params_per_device(w)
     others = (layers - 1.0) * (dense + routed) / sum(params_per_device(w))

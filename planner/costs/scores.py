@@ -19,8 +19,8 @@ __all__ = ["RowScore", "calibrate_by_cluster", "memory_constants_of", "score_tab
 
 FRAGMENTATION: Final = 1.08
 """Reserved over allocated activations: 5-10 % in practice."""
-ALLOCATOR_BYTES: Final = 1e8
-"""Workspaces inside the allocator, beside states and activations."""
+ALLOCATOR_BYTES: Final = 1.5e7
+"""Batches, random states and the like inside the allocator, beside states, activations and workspaces."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,13 +95,15 @@ def memory_constants_of(row: TableRow) -> MemoryConstants:
     """Return the constants of memory for the way in which a row's memory was read.
 
     Bars of states and activations hold no overhead; the allocator's figure no runtime context; its
-    reserved figure fragmentation; the console everything.
+    reserved figure fragmentation; the console everything. Megatron logs the figure of its last rank,
+    which is on the last pipeline stage (`_set_tensorboard_writer` of Megatron-LM).
     """
     kind = row.memory_kind
     if "bars" in kind or "analytic" in kind:
         return replace(GPU_MEMORY, overhead_bytes=1.0)
     if "allocated" in kind:
-        return replace(GPU_MEMORY, overhead_bytes=ALLOCATOR_BYTES)
+        last = "rank logged" in kind
+        return replace(GPU_MEMORY, overhead_bytes=ALLOCATOR_BYTES, last_stage_only=last)
     if "reserved" in kind or "smi" in kind or "console" in kind:
         return replace(GPU_MEMORY, activation_factor=FRAGMENTATION)
     return GPU_MEMORY

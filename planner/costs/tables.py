@@ -225,6 +225,7 @@ def _precision_fields(row: Mapping[str, str], cluster: Cluster, precision: str) 
         "peak_flops_per_second": peak, "attention_peak_flops_per_second": core,
         "vector_flops_per_second": cluster.device.peaks.get("fp32", peak / 16.0),
         "is_fp8": float(precision in ("fp8", "fp4")), "activation_bytes": 2.0, "gather_bytes": 2.0,
+        "buffer_bytes": 0.0,
     }  # fmt: skip
     recipe = (2.0, 4.0, 12.0, 4.0)
     if precision in ("fp32", "tf32"):
@@ -242,9 +243,35 @@ def _precision_fields(row: Mapping[str, str], cluster: Cluster, precision: str) 
     return fields | dict(zip(names, recipe, strict=True))
 
 
+_HOPPER: Final = ("h100", "h200")
+_SINCE_HOPPER: Final = (*_HOPPER, "b200", "gb200", "b300", "gb300")
+_MIB: Final = 2.0**20
+
+
+def _workspace_bytes(row: Mapping[str, str], device: str) -> float:
+    """Return what libraries hold inside the allocator, where the row's memory is the allocator's figure.
+
+    The forward and the backward thread have a cuBLAS workspace each: 8.125 MiB, on Hopper and in
+    deterministic mode 32 MiB (torch's documentation, CUBLAS_WORKSPACE_CONFIG). Megatron's layers are
+    Transformer Engine's, with one of 4 MiB, 32 MiB from Hopper on, or its own (`local`), whose attention
+    has a buffer of scores instead, 2 b a s^2 / t.
+    """
+    if "allocated" not in _text(row, "mem_kind"):
+        return 0.0
+    repeatable = "deterministic-mode=true" in _text(row, "notes")
+    total = 2.0 * (32.0 if device.startswith(_HOPPER) or repeatable else 8.125) * _MIB
+    if _text(row, "attn") == "local":
+        scores = _number(row, "mbs", 1.0) * _number(row, "heads") * _number(row, "seq") ** 2
+        return total + 2.0 * scores / _number(row, "tp", 1.0)
+    if "megatron" in _text(row, "framework"):
+        total += (32.0 if device.startswith(_SINCE_HOPPER) else 4.0) * _MIB
+    return total
+
+
 def _execution_fields(row: Mapping[str, str]) -> dict[str, float]:
     """Return the fields that the framework and its kernels decide."""
     attention = _text(row, "attn")
+    megatron = "megatron" in _text(row, "framework")
     hidden = "bridge" in _text(row, "framework") or "async tp" in _text(row, "notes")
     return {
         "exposed": 0.5 if hidden else 1.0,
@@ -252,6 +279,8 @@ def _execution_fields(row: Mapping[str, str]) -> dict[str, float]:
         "flash": float("flash" in attention or "cudnn" in attention or not attention),
         "compiled": _number(row, "compile", 0.0),
         "release": _release(row),
+        "fused_gate": float(megatron),
+        "weighted_inner": float(megatron),
     }
 
 
@@ -282,12 +311,15 @@ def table_row(row: Mapping[str, str]) -> TableRow:
     given = _number(row, "gpus", 0.0)
     experts = max(1.0, _number(row, "ep", 1.0))
     least = max(1.0, (given or per_node) // (tensor * pipeline * context))
-    data = _number(row, "dp", least if given else max(least, experts // context))
+    one_node = given or experts <= tensor * context * least
+    data = _number(row, "dp", least if one_node else max(least, experts // context))
     num_devices = given or data * tensor * pipeline * context
     cluster, shape, precision = _cluster(row, num_devices), _shape(row), _precision(row)
     zero = 3.0 if _number(row, "fsdp", 0.0) > 0 else _number(row, "zero", 0.0)
     batch, micro = _number(row, "gbs"), _number(row, "mbs", 1.0)
     megatron = any(name in _text(row, "framework") for name in ("megatron", "deepspeed"))
+    precise = _precision_fields(row, cluster, precision)
+    precise["buffer_bytes"] += _workspace_bytes(row, cluster.device.name)
     workload = Workload(
         **model_fields(shape)
         | {
@@ -295,7 +327,7 @@ def table_row(row: Mapping[str, str]) -> TableRow:
                 megatron and shape.mlp_matrices == 2 and "llm.c" not in row.get("source", "")
             )
         },
-        **_precision_fields(row, cluster, precision),
+        **precise,
         data=data,
         shard=data * context if zero else 1.0,
         zero_stage=zero,

@@ -121,8 +121,12 @@ class Workload:
     extra_stream_bytes: Number = 0.0
     """Per token and channel of a block, what the framework keeps beyond Korthikanti et al.'s count:
     copies by norms and rotary positions that are not fused."""
+    fused_gate: Number = 0.0
+    """Whether a gated MLP's activation and product are one kernel, which keeps 3 f instead of 4 f."""
+    weighted_inner: Number = 0.0
+    """Whether the router's weights multiply what an expert's second matrix reads, instead of its output."""
     buffer_bytes: Number = 0.0
-    """Communication buffers of the framework, per device."""
+    """Communication buffers and workspaces of the framework, per device."""
     bubble: Number = 1.0
     """Pipeline bubble of the schedule over that of 1F1B."""
     holds_all: Number = 0.0
