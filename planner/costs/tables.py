@@ -213,7 +213,8 @@ def _precision_fields(row: Mapping[str, str], cluster: Cluster, precision: str) 
 
     Megatron 2 + 4 + 12; DeepSpeed 2 + 2 + 12, under bf16 with fp32 gradients beside 2 + 6 + 12; FSDP fp32
     parameters 4 + 4 + 8 with half-precision gathers; fp32 4 + 4 + 8. A loss in fp32 keeps softmax and
-    gradient (8 bytes a logit), torchtitan's the fp32 copy too, Megatron's and DeepSpeed's works in place.
+    gradient (8 bytes a logit), torchtitan's the fp32 copy too, Megatron's and DeepSpeed's works in place, and
+    llm-foundry's (Composer) is one kernel that keeps the logits and writes their gradient in their format (2).
     """
     peak = cluster.device.peak_flops_per_second(precision)
     half = "bf16" if "bf16" in cluster.device.peaks else "fp16"
@@ -238,6 +239,8 @@ def _precision_fields(row: Mapping[str, str], cluster: Cluster, precision: str) 
         fields["gradient_buffers"] = 0.0
         if "torchtitan" in framework:
             fields["loss_bytes"] = 12.0
+        elif "composer" in framework:
+            fields["loss_bytes"] = fields["activation_bytes"]
         recipe = (4.0, 4.0, 8.0, 4.0 if "torchtitan" in framework else 2.0)
     names = ("param_bytes", "gradient_bytes", "optimizer_bytes", "reduce_bytes")
     return fields | dict(zip(names, recipe, strict=True))

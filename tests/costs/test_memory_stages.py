@@ -155,3 +155,12 @@ def test_workspaces_count_only_where_the_allocators_figure_was_read():
     for gpu, expected in mib.items():
         assert table_row(GPT | {"gpu": gpu}).workload.buffer_bytes == expected * 2**20
     assert table_row(GPT | {"notes": ""}).workload.buffer_bytes == (16.25 + 4) * 2**20
+
+
+@pytest.mark.parametrize(
+    ("framework", "each"), [("Composer FSDP", 2), ("torchtitan", 12), ("other", 8)]
+)
+def test_a_loss_keeps_what_its_frameworks_kernel_keeps(framework, each):
+    row = table_row(GPT | {"fsdp": "1", "framework": framework, "mem_kind": ""})
+    w = replace(row.workload, vocab_size=1e6)  # the loss is the fullest moment
+    assert float(memory_use(w).logits) == 4 * 1024 * 1e6 * (2 + each)
