@@ -264,11 +264,10 @@ def _envelope(seed: int, num_bootstraps: int) -> Recovered:
     e, a, b, alpha, beta = BASE
     exact = e + a / n**alpha + b / (flops / (6 * n)) ** beta
     run = np.repeat(np.arange(12), 60)
-    envelope = fit_envelope(
-        flops, noisy(exact, seed, 0.001, outlier=0.02), n, run,
-        num_bootstraps=num_bootstraps, seed=seed,
-    )  # fmt: skip
-    return envelope.size_law.coefficients
+    frontier = fit_envelope(flops, noisy(exact, seed, 0.001, outlier=0.02), n, run).frontier
+    lower, upper = frontier.exponent_interval(0.9)
+    value = frontier.slope
+    return (Coefficient(name="exponent", value=value, lower=lower, upper=upper, level=0.9),)
 
 
 CASES: Mapping[str, Case] = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from planner.cli.output import echo_json, echo_note, echo_table, plain
+from planner.cli.output import echo_json, echo_note, echo_table, echo_text, plain
 
 if TYPE_CHECKING:
     from planner.curves import ScalingLaw, Suggestion
@@ -63,7 +63,7 @@ def command(
       planner fit losses.csv --suggest 5 --pilot-budget 1e20flops --target 1e22flops
     """  # noqa: D301
     from planner.cli.places import run_or_file
-    from planner.curves import fit, read_points
+    from planner.curves import best_sizes, fit, read_points
 
     source = run_or_file(table, runs)
     points = read_points(source, _column_map(mappings))
@@ -83,7 +83,10 @@ def command(
         for component in document["components"]:
             del component["draws"]
         names = [str(figure) for figure in figures]
-        echo_json({"path": str(path), "plots": names, "law": document, "suggestion": suggestion})
+        echo_json(
+            {"path": str(path), "plots": names, "law": document, "best_sizes": best_sizes(law),
+             "suggestion": suggestion}
+        )  # fmt: skip
     else:
         _echo_law(law)
         if suggestion is not None:
@@ -171,8 +174,31 @@ def _echo_law(law: ScalingLaw) -> None:
     weights = [[c.form, f"{100 * c.weight:.0f} %"] for c in law.components]
     if len(weights) > 1:
         echo_table(("form", "weight"), weights)
+    _echo_best_sizes(law)
     for warning in law.warnings:
         echo_note(f"warning: {warning.code}: {warning.message}")
+
+
+def _echo_best_sizes(law: ScalingLaw) -> None:
+    from planner.curves import best_sizes
+    from planner.units import format_count, format_flops
+
+    sizes, rows = best_sizes(law), []
+    for row in sizes:
+        cells = [row.exponent, row.exponent_lower, row.exponent_upper]
+        counts = [row.num_params, row.num_params_lower, row.num_params_upper]
+        if row.refusal is None:
+            texts = ["" if value is None else f"{value:.3f}" for value in cells]
+            texts += ["" if value is None else format_count(value) for value in counts]
+            rows.append([row.method, *texts])
+    at = format_flops(sizes[0].train_flops)
+    echo_table(
+        ("best size by", "exponent", "lower", "upper", f"parameters at {at}", "lower", "upper"),
+        rows,
+    )
+    for row in sizes:
+        if row.refusal is not None:
+            echo_text(f"{row.method}: {row.refusal}")
 
 
 def _echo_suggestion(suggestion: Suggestion) -> None:

@@ -97,7 +97,7 @@ def _recommended(sweep: Sweep) -> Recommendation | FitError | InfeasibleError:
 
     results = results_of(sweep, RunFolder(Path(sweep.study.folder_name)))
     try:
-        law = fit(results.to_frame(), seed=sweep.study.search.seed)
+        law = fit(results, seed=sweep.study.search.seed)
         return recommend(law, sweep.study.target_budget, sweep.study, results=results)
     except (FitError, InfeasibleError) as error:
         return error

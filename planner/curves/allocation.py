@@ -217,8 +217,8 @@ def _require_positive(**values: float | None) -> None:
 def best_log_params(law: ScalingLaw, train_flops: float) -> tuple[float, FloatArray]:
     """Return log of the compute-optimal size and draws of it.
 
-    The leading form and the IsoFLOP frontier err differently: where both exist their mean is
-    taken, and half of the draws come from each, so that their disagreement widens the interval.
+    The leading form, the IsoFLOP frontier and the envelope err differently: the mean of those that
+    exist is taken, and each gives as many draws, so that their disagreement widens the interval.
 
     Raises:
         FitError: The form has no size-token trade-off.
@@ -239,12 +239,14 @@ def best_log_params(law: ScalingLaw, train_flops: float) -> tuple[float, FloatAr
             "the fitted law has no best size: one of its terms vanished.",
             hint="Add trainings that differ in both num_params and num_tokens.",
         )
-    if law.frontier is None or law.form != "mixture":
+    if not law.frontiers or law.form != "mixture":
         return center, draws
-    log_size, deviation = law.frontier.log_best_params(train_flops)
-    half = draws[::2]
-    other = log_size + deviation * standard_noise(half.size, law.seed)
-    return 0.5 * (center + log_size), np.concatenate([half, other])
+    centers, parts = [center], [draws[:: 1 + len(law.frontiers)]]
+    for number, frontier in enumerate(law.frontiers.values()):
+        log_size, deviation = frontier.log_best_params(train_flops)
+        centers.append(log_size)
+        parts.append(log_size + deviation * standard_noise(parts[0].size, law.seed + number))
+    return float(np.mean(centers)), np.concatenate(parts)
 
 
 def _search(

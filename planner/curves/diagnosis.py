@@ -6,13 +6,13 @@ it does not say is marked so in the checklist instead of being assumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from planner.curves.arrays import FloatArray
-from planner.curves.isoflop import IsoflopProfile, SizeFrontier, group_budgets
+from planner.curves.arrays import LARGEST_LOG, FloatArray
+from planner.curves.isoflop import IsoflopProfile, SizeFrontier, group_values
 from planner.curves.law import Backtest, Component, FitWarning
 from planner.curves.points import FLOPS_PER_PARAM_TOKEN, Points, count_distinct
 
@@ -52,7 +52,7 @@ class Evidence:
     noise: float
     backtests: Sequence[Backtest]
     profiles: Sequence[IsoflopProfile]
-    frontier: SizeFrontier | None
+    frontiers: Mapping[str, SizeFrontier]
 
 
 Finding = tuple[float, str] | None
@@ -77,7 +77,7 @@ def _few_sizes(e: Evidence) -> Finding:
 
 
 def _few_budgets(e: Evidence) -> Finding:
-    num = int(group_budgets(e.points.compute_flops).max()) + 1
+    num = int(group_values(e.points.compute_flops).max()) + 1
     if num >= FEW_BUDGETS:
         return None
     return num, (
@@ -183,16 +183,18 @@ def _forms_disagree(e: Evidence) -> Finding:
 def _methods_disagree(e: Evidence) -> Finding:
     from planner.curves.allocation import optimal_params
 
-    if e.frontier is None or len(e.components[0].params) < 5:
+    if not e.frontiers or len(e.components[0].params) < 5:
         return None
     flops = LOOK_AHEAD * float(e.points.compute_flops.max())
     surface = float(np.log(optimal_params(e.components[0].params[None], flops)[0]))
-    ratio = float(np.exp(abs(e.frontier.log_best_params(flops)[0] - surface)))
+    sizes = {"surface": surface} | {m: f.log_best_params(flops)[0] for m, f in e.frontiers.items()}
+    least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    ratio = float(np.exp(min(sizes[most] - sizes[least], LARGEST_LOG)))
     if not ratio > METHODS_DISAGREE:
         return None
     return ratio, (
-        f"surface and IsoFLOP profiles recommend sizes {ratio:.1f} times apart at "
-        f"{LOOK_AHEAD:g} times the largest compute; their geometric mean is used."
+        f"the methods recommend sizes {ratio:.3g} times apart at {LOOK_AHEAD:g} times the largest "
+        f"compute ({least} the smallest, {most} the largest); the geometric mean of all is used."
     )
 
 
@@ -375,6 +377,7 @@ def fill_checklist(evidence: Evidence, objective: str, num_draws: int) -> dict[s
     return {
         "law: forms": ", ".join(f"{c.form} {100 * c.weight:.0f} %" for c in evidence.components),
         "law: variables": ", ".join(points.covariates()),
+        "law: methods for the best size": ", ".join(["surface", *evidence.frontiers]),
         "set-up: trainings": f"{len(points)} used; left out: "
         + (", ".join(f"{n} {why}" for why, n in points.dropped.items()) or "none"),
         "set-up: sizes": f"{count_distinct(points.num_params)} sizes, {span(points.num_params)}",
@@ -390,7 +393,12 @@ def fill_checklist(evidence: Evidence, objective: str, num_draws: int) -> dict[s
         "collection: compute counted": "6 N D"
         if points.train_flops is None
         else "column train_flops",
-        "collection: checkpoints": "one row per run" if points.run is None else "run column given",
+        "collection: checkpoints": "final losses, one row per training"
+        if points.run is None
+        else f"{len(points) - np.unique(points.run).size} rows share a run with another",
+        "collection: losses during training": "none"
+        if points.stable is None
+        else f"{points.stable}",
         "fit: objective": objective,
         "fit: optimiser": "global grid by variable projection, then damped Newton to 1e-13",
         "fit: resampling": f"{num_draws} draws",

@@ -1,26 +1,28 @@
-"""The envelope of training curves: at each amount of compute, the run that has got furthest.
+"""The envelope of training curves: at each amount of compute, the size that has got furthest.
 
-It needs losses along each run and no law; the sizes on the envelope give a power law of the best
-size. Losses before the schedule has ended lie above final ones, so it is biased unless every run
-keeps a constant rate: the surface and the IsoFLOP profiles come first.
+It needs losses along each run, at a constant learning rate (`stable`), and no law. It reads them
+differently from the surface and the IsoFLOP profiles, which see final losses alone, so the three
+are compared (`methods`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from planner.curves.arrays import FloatArray
-from planner.curves.critical_batch import PowerLaw, fit_power_law
-from planner.curves.intervals import DEFAULT_DRAWS
+from planner.curves.arrays import BoolArray, FloatArray, IntArray
+from planner.curves.isoflop import SizeFrontier, fit_size_line, group_values
 from planner.errors import ConfigError, FitError
 
 __all__ = ["Envelope", "fit_envelope"]
 
 NUM_LEVELS = 60
 MIN_SIZES = 3
+
+SIZE_TOLERANCE = 0.02
+"""Sizes that differ by less than this fraction are one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,68 +32,102 @@ class Envelope:
     train_flops: FloatArray
     loss: FloatArray
     num_params: FloatArray
-    """Size of the run that is lowest at each level."""
-    size_law: PowerLaw
+    """Best size at each level: between those trained, or the one at the edge that is lowest."""
+    is_inside: BoolArray
+    """Whether a smaller and a larger size lie above it; the others say nothing of the best size."""
+    frontier: SizeFrontier
     num_runs: int
-    num_sizes_on_envelope: int
 
 
 def fit_envelope(
-    train_flops: ArrayLike,
-    loss: ArrayLike,
-    num_params: ArrayLike,
-    run: ArrayLike,
-    *,
-    num_bootstraps: int = DEFAULT_DRAWS,
-    level: float = 0.9,
-    seed: int = 0,
+    train_flops: ArrayLike, loss: ArrayLike, num_params: ArrayLike, run: ArrayLike
 ) -> Envelope:
     """Return the envelope of runs, rows of (compute so far, loss, size, run).
 
-    Each run is interpolated in log-log between its own points, never beyond them. The power law
-    uses, per size, the middle of the stretch on which it is lowest; the stretch of the smallest
-    and of the largest size is cut off by the table and is left out when three others remain.
+    Each run is interpolated in log-log between its own points, never beyond them, and a size takes
+    the lowest of its runs. Where the lowest size lies between two others the best one is the vertex
+    of the parabola in log N through the three. The power law goes through one place per size that
+    is lowest somewhere: the means of log compute and of log vertex over its stretch. The losses of a
+    run may err together, so a stretch counts as one observation with the scatter of a level.
 
-    Source: Hoffmann et al. 2022 (arXiv:2203.15556), approach 1.
+    Source: Hoffmann et al. 2022 (arXiv:2203.15556), approach 1; there the sizes themselves are
+    used, at 1,500 levels.
 
     Raises:
         ConfigError: A value is not positive and finite.
-        FitError: Fewer than three sizes touch the envelope.
+        FitError: Fewer than three sizes are lowest anywhere between a smaller and a larger one.
     """
     c, y, n = (np.asarray(v, dtype=np.float64).ravel() for v in (train_flops, loss, num_params))
-    runs = np.unique(np.asarray(run).astype(str), return_inverse=True)[1].ravel()
+    names, runs = np.unique(np.asarray(run).ravel(), return_inverse=True)
     if not (c.shape == y.shape == n.shape == runs.shape):
         raise ConfigError("train_flops, loss, num_params and run must have one length.")
-    if not all((np.isfinite(v) & (v > 0)).all() for v in (c, y, n)):
+    if not c.size or not all((np.isfinite(v) & (v > 0)).all() for v in (c, y, n)):
         raise ConfigError("train_flops, loss and num_params must be positive and finite.")
     levels = np.linspace(np.log(c.min()), np.log(c.max()), NUM_LEVELS)
-    curves = np.full((int(runs.max()) + 1, NUM_LEVELS), np.inf)
-    sizes = np.empty(len(curves))
-    for number in range(len(curves)):
-        mine = np.flatnonzero(runs == number)
-        order = mine[np.argsort(c[mine])]
-        curves[number] = np.interp(
-            levels, np.log(c[order]), np.log(y[order]), left=np.inf, right=np.inf
-        )
-        sizes[number] = n[order[0]]
-    lowest = curves.argmin(axis=0)
-    reached = np.isfinite(curves.min(axis=0))
-    winners = sizes[lowest][reached]
-    touching = np.unique(winners)
-    if touching.size < MIN_SIZES:
-        raise FitError(
-            f"an envelope needs at least {MIN_SIZES} sizes on it: got {touching.size}.",
-            hint="Train more sizes, or each for longer, so that their curves cross.",
-        )
-    inner = touching[1:-1] if touching.size >= MIN_SIZES + 2 else touching
-    middles = np.exp([levels[reached][winners == size].mean() for size in inner])
+    groups = group_values(n, SIZE_TOLERANCE)
+    log_size = np.bincount(groups, np.log(n)) / np.bincount(groups)
+    curves = _size_curves(np.log(c), np.log(y), runs, groups, levels)
+    is_reached = np.isfinite(curves).any(axis=0)
+    best, vertex, is_inside = _best_sizes(log_size, curves[:, is_reached])
+    middles = [
+        (levels[is_reached][here].mean(), vertex[here].mean())
+        for size in np.unique(best[is_inside])
+        if (here := is_inside & (best == size)).any()
+    ]
+    if len(middles) < MIN_SIZES:
+        raise _too_few(len(middles), is_inside, curves[:, is_reached])
+    line = fit_size_line(*np.array(middles).T)
+    away = levels[is_reached][is_inside] - line.center
+    scatter = float(np.std(vertex[is_inside] - line.intercept - line.slope * away))
     return Envelope(
-        train_flops=np.exp(levels[reached]),
-        loss=np.exp(curves.min(axis=0)[reached]),
-        num_params=winners,
-        size_law=fit_power_law(
-            middles, inner, num_bootstraps=num_bootstraps, level=level, seed=seed
-        ),
-        num_runs=len(curves),
-        num_sizes_on_envelope=int(touching.size),
+        train_flops=np.exp(levels[is_reached]),
+        loss=np.exp(curves.min(axis=0)[is_reached]),
+        num_params=np.exp(vertex),
+        is_inside=is_inside,
+        frontier=replace(line, noise=max(line.noise, scatter)),
+        num_runs=len(names),
+    )
+
+
+def _size_curves(
+    log_c: FloatArray, log_y: FloatArray, runs: IntArray, groups: IntArray, levels: FloatArray
+) -> FloatArray:
+    """Return the lowest log loss of each size at each level, infinite where no run of it is."""
+    curves = np.full((int(groups.max()) + 1, levels.size), np.inf)
+    order = np.lexsort((log_c, runs))
+    starts = np.flatnonzero(np.diff(runs[order], prepend=-1))
+    for rows in np.split(order, starts[1:]):
+        mine = np.interp(levels, log_c[rows], log_y[rows], left=np.inf, right=np.inf)
+        np.minimum(curves[groups[rows[0]]], mine, out=curves[groups[rows[0]]])
+    return curves
+
+
+def _best_sizes(log_size: FloatArray, curves: FloatArray) -> tuple[IntArray, FloatArray, BoolArray]:
+    """Return at each level the lowest size, its refined log, and whether it lies between others."""
+    best = curves.argmin(axis=0)
+    vertex = log_size[best].copy()
+    is_inside = np.zeros(best.size, dtype=bool)
+    for level, middle in enumerate(best):
+        there = np.flatnonzero(np.isfinite(curves[:, level]))
+        place = int(np.searchsorted(there, middle))
+        if not 0 < place < there.size - 1:
+            continue
+        around = there[place - 1 : place + 2]
+        (x0, x1, x2), (y0, y1, y2) = log_size[around], curves[around, level]
+        left, right = (y0 - y1) / (x1 - x0), (y2 - y1) / (x2 - x1)
+        if left + right > 0:
+            share = left / (left + right)
+            vertex[level] = 0.5 * ((x0 + x1) * (1 - share) + (x1 + x2) * share)
+            is_inside[level] = True
+    return best, vertex, is_inside
+
+
+def _too_few(num_sizes: int, is_inside: BoolArray, curves: FloatArray) -> FitError:
+    at_level = np.isfinite(curves).sum(axis=0)
+    few, edge = int((at_level < MIN_SIZES).sum()), int((~is_inside & (at_level >= MIN_SIZES)).sum())
+    return FitError(
+        f"an envelope needs at least {MIN_SIZES} sizes that are lowest between a smaller and a "
+        f"larger one: got {num_sizes} (of {is_inside.size} levels of compute {few} are reached by "
+        f"fewer than {MIN_SIZES} sizes, at {edge} the lowest is the smallest or the largest).",
+        hint="Train more sizes, or each for longer, so that their curves cross.",
     )

@@ -12,9 +12,6 @@ from planner.curves.diagnosis import Evidence, diagnose, fill_checklist
 from planner.curves.forms import CurveForm, find_form
 from planner.curves.intervals import bootstrap_coefficients, expanded_tail
 from planner.curves.isoflop import (
-    IsoflopProfile,
-    SizeFrontier,
-    fit_frontier,
     isoflop_profiles,
 )
 from planner.curves.law import (
@@ -24,6 +21,7 @@ from planner.curves.law import (
     FittedRange,
     ScalingLaw,
 )
+from planner.curves.methods import size_frontiers
 from planner.curves.mixture import (
     MIXTURE_FORMS,
     NOISE_FLOOR,
@@ -125,7 +123,10 @@ def _points_of(table: Results | pd.DataFrame | Points) -> Points:
         return table
     from planner.results import Results  # loads pandas, which a table of arrays does not need
 
-    return points_from_table(table.to_frame() if isinstance(table, Results) else table)
+    if not isinstance(table, Results):
+        return points_from_table(table)
+    copied = {copy.trial for copy in table.copies}
+    return points_from_table(table.to_frame(), reports=table.curves_frame(), copied=copied)
 
 
 def _thinned(points: Points) -> Points:
@@ -230,6 +231,7 @@ def _law(
     columns = points.covariates()
     residual = sum(c.weight * c.log_loss(columns) for c in components) - np.log(points.loss)
     profiles = isoflop_profiles(points)
+    frontiers, refusals = size_frontiers(points, profiles)
     evidence = Evidence(
         points=points,
         components=components,
@@ -237,7 +239,7 @@ def _law(
         noise=max(robust_deviation(residual, len(lead.params)), NOISE_FLOOR),
         backtests=backtests,
         profiles=profiles,
-        frontier=_frontier(profiles),
+        frontiers=frontiers,
     )
     coefficients = _coefficients(lead, points, objective, level)
     return ScalingLaw(
@@ -260,7 +262,8 @@ def _law(
         extrapolation=extrapolation_error(backtests),
         backtests=backtests,
         profiles=profiles,
-        frontier=evidence.frontier,
+        frontiers=frontiers,
+        refusals=refusals,
         checklist=fill_checklist(evidence, objective.name, sum(len(c.draws) for c in components)),
         columns=dict(points.columns),
         flops_convention="6 N D" if points.train_flops is None else "column train_flops",
@@ -268,13 +271,6 @@ def _law(
         seed=seed,
         planner_version=__version__,
     )
-
-
-def _frontier(profiles: tuple[IsoflopProfile, ...]) -> SizeFrontier | None:
-    try:
-        return fit_frontier(profiles)
-    except FitError:
-        return None
 
 
 def _range(values: FloatArray) -> tuple[float, float]:

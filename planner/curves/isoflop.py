@@ -10,12 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 from planner.curves.arrays import FloatArray, IntArray
 from planner.curves.points import Points, count_distinct
 from planner.errors import FitError
 
-__all__ = ["IsoflopProfile", "SizeFrontier", "fit_frontier", "group_budgets", "isoflop_profiles"]
+__all__ = [
+    "IsoflopProfile",
+    "SizeFrontier",
+    "fit_frontier",
+    "fit_size_line",
+    "group_values",
+    "isoflop_profiles",
+]
 
 BUDGET_TOLERANCE = 0.1
 """Rows whose compute differs by less than this fraction share a budget."""
@@ -27,6 +35,9 @@ MIN_BUDGETS = 3
 
 SIZE_WINDOW = 8.0
 """Sizes within this factor of the best one: further out the curve is no parabola."""
+
+LEAST_NOISE = 0.02
+"""Of log N*: places that happen to lie on a line do not make it certain."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +55,7 @@ class IsoflopProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeFrontier:
-    """log N* = intercept + slope (log C - center), fitted through the profiles."""
+    """log N* = intercept + slope (log C - center): the exponent of the best size is `slope`."""
 
     intercept: float
     slope: float
@@ -52,6 +63,7 @@ class SizeFrontier:
     noise: float
     """Standard deviation of log N* of one budget around the line."""
     num_budgets: int
+    """Places that the line goes through: budgets, or sizes on an envelope."""
     spread: float
     """Sum of squared log C around the centre."""
 
@@ -61,18 +73,33 @@ class SizeFrontier:
         variance = self.noise**2 * (1 / self.num_budgets + away**2 / self.spread)
         return self.intercept + self.slope * away, float(np.sqrt(variance))
 
+    def exponent_interval(self, level: float) -> tuple[float, float]:
+        """Return the interval of the slope, by Student's t."""
+        half = self._quantile(level) * self.noise / np.sqrt(self.spread)
+        return float(self.slope - half), float(self.slope + half)
 
-def group_budgets(train_flops: FloatArray, tolerance: float = BUDGET_TOLERANCE) -> IntArray:
-    """Return a budget number for every row, from the smallest up.
+    def size_interval(self, train_flops: float, level: float) -> tuple[float, float, float]:
+        """Return N* at a budget and its interval, by Student's t."""
+        log_size, deviation = self.log_best_params(train_flops)
+        half = self._quantile(level) * deviation
+        low, middle, high = np.exp([log_size - half, log_size, log_size + half])
+        return float(middle), float(low), float(high)
 
-    >>> group_budgets(np.array([1e18, 3e18, 1.02e18])).tolist()
+    def _quantile(self, level: float) -> float:
+        return float(stdtrit(max(self.num_budgets - 2, 1), 0.5 + 0.5 * level))
+
+
+def group_values(values: FloatArray, tolerance: float = BUDGET_TOLERANCE) -> IntArray:
+    """Return a number of its budget (or size) for every row, from the smallest up.
+
+    >>> group_values(np.array([1e18, 3e18, 1.02e18])).tolist()
     [0, 1, 0]
     """
-    groups = np.empty(train_flops.size, dtype=np.int64)
+    groups = np.empty(values.size, dtype=np.int64)
     group, first = -1, 0.0
-    for row in np.argsort(train_flops):
-        if group < 0 or train_flops[row] > first * (1 + tolerance):
-            group, first = group + 1, float(train_flops[row])
+    for row in np.argsort(values):
+        if group < 0 or values[row] > first * (1 + tolerance):
+            group, first = group + 1, float(values[row])
         groups[row] = group
     return groups
 
@@ -82,7 +109,7 @@ def isoflop_profiles(points: Points) -> tuple[IsoflopProfile, ...]:
 
     Source: Hoffmann et al. 2022 (arXiv:2203.15556), approach 2.
     """
-    budgets = group_budgets(points.compute_flops)
+    budgets = group_values(points.compute_flops)
     profiles = []
     for budget in np.unique(budgets):
         rows = points.where(budgets == budget)
@@ -143,17 +170,23 @@ def fit_frontier(profiles: tuple[IsoflopProfile, ...]) -> SizeFrontier:
         )
     log_c = np.log([p.train_flops for p in usable])
     log_n = np.log([p.best_num_params for p in usable if p.best_num_params is not None])
-    center = float(log_c.mean())
-    spread = float(((log_c - center) ** 2).sum())
-    slope = float(((log_c - center) * log_n).sum() / spread)
-    intercept = float(log_n.mean())
-    residual = log_n - intercept - slope * (log_c - center)
-    noise = float(np.sqrt((residual**2).sum() / max(len(usable) - 2, 1)))
+    return fit_size_line(log_c, log_n)
+
+
+def fit_size_line(log_flops: FloatArray, log_params: FloatArray) -> SizeFrontier:
+    """Fit the power law of the best size through its logs at three places or more, shape (k,)."""
+    center = float(log_flops.mean())
+    away = log_flops - center
+    spread = float((away**2).sum())
+    slope = float((away * log_params).sum() / spread)
+    intercept = float(log_params.mean())
+    residual = log_params - intercept - slope * away
+    noise = float(np.sqrt((residual**2).sum() / max(log_flops.size - 2, 1)))
     return SizeFrontier(
         intercept=intercept,
         slope=slope,
         center=center,
-        noise=max(noise, 0.02),
-        num_budgets=len(usable),
+        noise=max(noise, LEAST_NOISE),
+        num_budgets=int(log_flops.size),
         spread=spread,
     )

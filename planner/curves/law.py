@@ -29,7 +29,7 @@ __all__ = [
     "standard_noise",
 ]
 
-SCHEMA = "planner.scaling-law/1"
+SCHEMA = "planner.scaling-law/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +169,10 @@ class ScalingLaw:
     backtests: tuple[Backtest, ...] = ()
     profiles: tuple[IsoflopProfile, ...] = ()
     """The IsoFLOP curve of every budget that has one."""
-    frontier: SizeFrontier | None = None
-    """The power law of the best size through them, where three budgets give it."""
+    frontiers: Mapping[str, SizeFrontier] = field(default_factory=dict)
+    """The power law of the best size by each method that gives one: `isoflop`, `envelope`."""
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    """Why each other method gives none."""
     checklist: Mapping[str, str] = field(default_factory=dict)
     columns: Mapping[str, str] = field(default_factory=dict)
     flops_convention: str = "6 N D"
@@ -356,8 +358,7 @@ def _from_document(document: dict[str, Any]) -> ScalingLaw:
         values["warnings"] = tuple(FitWarning(**w) for w in values["warnings"])
         values["backtests"] = tuple(Backtest(**b) for b in values["backtests"])
         values["profiles"] = tuple(IsoflopProfile(**p) for p in values["profiles"])
-        if values["frontier"] is not None:
-            values["frontier"] = SizeFrontier(**values["frontier"])
+        values["frontiers"] = {m: SizeFrontier(**f) for m, f in values["frontiers"].items()}
         values["irreducible_loss"] = Coefficient(**values["irreducible_loss"])
         values["fitted_range"] = FittedRange(
             **{name: tuple(pair) for name, pair in values["fitted_range"].items()}

@@ -6,14 +6,21 @@ be fitted are left out and counted by reason; tables that are wrong are refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from planner.curves.arrays import BoolArray, FloatArray, IntArray
+from planner.curves.stable import (
+    NOT_CONSTANT,
+    NOT_TOLD,
+    StableLosses,
+    rows_by_schedule,
+    stable_losses_of_run,
+)
 from planner.errors import ConfigError, FitError, NotFoundError, did_you_mean
 
 if TYPE_CHECKING:
@@ -47,8 +54,13 @@ OPTIONAL = (
     "num_params_non_embedding",
     "warmup_fraction",
 )
+LABELS = ("run", "schedule")
+"""Columns of names instead of numbers."""
 ENGINE_NAMES = {"num_tokens": "train_tokens", "loss": "val_loss"}
 """What the results table of a run calls the columns of a curve."""
+
+REPORTS, LINEAGE = "curves.parquet", "lineage.parquet"
+"""Of a run folder: one row per report, and who copied whom."""
 
 COMPLETED = "completed"
 
@@ -88,6 +100,10 @@ class Points:
     warmup_fraction: FloatArray | None = None
     run: IntArray | None = None
     """Rows with one number share a training run and are resampled together."""
+    has_constant_rate: BoolArray | None = None
+    """Whether the schedule of the row's run is `constant`."""
+    stable: StableLosses | None = None
+    """Losses during the trainings, for their envelope; absent where the table has none."""
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Rows of the table that are not here, by reason."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -134,7 +150,13 @@ def read_points(path: str | Path, column_map: Mapping[str, str] | None = None) -
         NotFoundError: There is no such file.
         ConfigError: The table lacks a column, holds text, or holds sizes that cannot be.
     """
-    return points_from_table(read_table(Path(path)), column_map)
+    source = Path(path)
+    table = read_table(source)
+    if not (source / REPORTS).is_file():
+        return points_from_table(table, column_map)
+    lineage = source / LINEAGE
+    copied = set(read_table(lineage)["trial"]) if lineage.is_file() else ()
+    return points_from_table(table, column_map, reports=read_table(source / REPORTS), copied=copied)
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -162,12 +184,24 @@ def read_table(path: Path) -> pd.DataFrame:
     return table.rename(columns=lambda name: str(name).strip())
 
 
-def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None = None) -> Points:
+def points_from_table(
+    table: pd.DataFrame,
+    column_map: Mapping[str, str] | None = None,
+    *,
+    reports: pd.DataFrame | None = None,
+    copied: Collection[str] = (),
+) -> Points:
     """Return the usable rows of a table as float64 columns, the others counted.
 
     Rows are left out, and counted, when their `state` is not completed, when the loss is absent,
-    not finite, not positive or beyond 1e-30 to 1e30 (a diverged run), and when they repeat an
-    earlier row exactly.
+    not finite, not positive or beyond 1e-30 to 1e30 (a diverged run), when they repeat an earlier
+    row exactly, and when they lie within a run that decays its learning rate.
+
+    Args:
+        table: One row per training, or several with one `run`.
+        column_map: {quantity: column of the table}.
+        reports: Of the trials of a sweep, one row each: trial, train_tokens, train_flops, val_loss.
+        copied: Trials of a population that went on from another's checkpoint.
 
     Raises:
         ConfigError: A required column is missing, a number is text, a quantity of a usable row is
@@ -185,7 +219,7 @@ def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None 
     kept = table.loc[mask]
     _require_one_tokenizer(kept, names["loss"])
     _require_one_kind_of_loss(kept)
-    numbers = {name: _numbers(kept, column) for name, column in names.items() if name != "run"}
+    numbers = {name: _numbers(kept, column) for name, column in names.items() if name not in LABELS}
     values: dict[str, Any] = {
         name: column
         for name, column in numbers.items()
@@ -193,6 +227,9 @@ def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None 
     }
     if "run" in names:
         values["run"] = _run_numbers(kept[names["run"]])
+    if "schedule" in names:
+        schedules = kept[names["schedule"]].astype(str).str.strip().str.lower()
+        values["has_constant_rate"] = (schedules == "constant").to_numpy()
     points = Points(**values, dropped=dropped, columns=names)
     points = points.where(np.isfinite(points.loss), reason="loss is absent or not finite")
     points = points.where(points.loss > 0, reason="loss is not positive")
@@ -200,11 +237,14 @@ def points_from_table(table: pd.DataFrame, column_map: Mapping[str, str] | None 
     is_plausible = (points.loss > low) & (points.loss < high)
     points = points.where(is_plausible, reason=f"loss is beyond {low:g} to {high:g}")
     _require_positive(points)
-    return _without_duplicates(points)
+    points = _without_duplicates(points)
+    if reports is not None and len(reports):
+        return replace(points, stable=stable_losses_of_run(table, reports, names, copied))
+    return _by_schedule(points)
 
 
 def _column_names(present: list[str], column_map: Mapping[str, str]) -> dict[str, str]:
-    known = (*REQUIRED, *OPTIONAL, "run")
+    known = (*REQUIRED, *OPTIONAL, *LABELS)
     for name, column in column_map.items():
         if name not in known:
             raise ConfigError(f"no quantity {name!r} in a curve. {did_you_mean(name, known)}")
@@ -331,6 +371,32 @@ def _without_duplicates(points: Points) -> Points:
     mask = np.zeros(len(points), dtype=bool)
     mask[first] = True
     return points.where(mask, reason="repeats an earlier row exactly")
+
+
+def _by_schedule(points: Points) -> Points:
+    """Part losses during a run from final ones, where the table tells the schedule."""
+    if points.run is None or not len(points):
+        return points
+    is_stable, is_midway, is_untold = rows_by_schedule(
+        points.run,
+        points.num_params,
+        points.num_tokens,
+        learning_rate=points.learning_rate,
+        is_constant=points.has_constant_rate,
+    )
+    if not (is_stable | is_midway | is_untold).any():
+        return points
+    rows = points.where(is_stable)
+    left_out = {NOT_CONSTANT: int((is_midway & ~is_stable).sum()), NOT_TOLD: int(is_untold.sum())}
+    stable = StableLosses(
+        train_flops=rows.compute_flops,
+        loss=rows.loss,
+        num_params=rows.num_params,
+        run=points.run[is_stable],
+        dropped={why: number for why, number in left_out.items() if number},
+    )
+    finals = points.where(~is_midway, reason="before the end of its schedule")
+    return replace(finals, stable=stable)
 
 
 def count_distinct(values: FloatArray, tolerance: float = 0.02) -> int:

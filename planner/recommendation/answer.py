@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from planner.budget import format_amount
 from planner.config import parse_config
+from planner.curves import SizeByMethod
 from planner.errors import ConfigError
 from planner.trial import TrialConfig
 from planner.units import format_count, format_number, format_seconds, format_usd
@@ -29,7 +30,7 @@ __all__ = [
     "rank",
 ]
 
-SCHEMA: Final = "planner.recommendation/1"
+SCHEMA: Final = "planner.recommendation/2"
 
 RANKED_BY: Final = ("predicted_loss", "device_hours_seconds", "num_params")
 """Columns of the table, the first one deciding; only rows with `is_eligible` take part."""
@@ -163,6 +164,8 @@ class Recommendation:
     """Of the prediction interval."""
     best_num_params: tuple[float, float, float]
     """Compute-optimal size by all methods of the law, and its interval; counted as the law counts."""
+    best_sizes: tuple[SizeByMethod, ...]
+    """What each method says of it at the same compute, or why it says nothing."""
     size_shift: float
     """Ratio of sizes by which the predicted losses are centred on it (`sizing.py`)."""
     most_tokens_per_param: float | None
@@ -254,6 +257,7 @@ def _nested(document: dict[str, Any]) -> dict[str, Any]:
             RunnerUp(**item | {"option": Option(**item["option"])})
             for item in document["runners_up"]
         ),
+        "best_sizes": tuple(SizeByMethod(**item) for item in document["best_sizes"]),
         "warnings": tuple(Caution(**item) for item in document["warnings"]),
         "learning_rate": TunedSetting(**document["learning_rate"]),
         "tokens_per_step": TunedSetting(**document["tokens_per_step"]),

@@ -10,7 +10,8 @@ from typing import Final
 
 from planner.budget import Budget, format_amount
 from planner.costs import Cluster, ClusterConfig, count_params, resolve_cluster
-from planner.curves import ScalingLaw, optimal_allocation
+from planner.curves import ScalingLaw, best_sizes, optimal_allocation
+from planner.curves.points import FLOPS_PER_PARAM_TOKEN
 from planner.errors import InfeasibleError
 from planner.recommendation.answer import Option, Recommendation, RunnerUp, TunedSetting, rank
 from planner.recommendation.cautions import Findings, cautions, confidence
@@ -125,6 +126,11 @@ def _answer(
         headroom={name: limit - _spent(choice, name) for name, limit in limits.items()},
         level=terms.level,
         best_num_params=(size.num_params, size.lower, size.upper),
+        best_sizes=best_sizes(
+            terms.law,
+            FLOPS_PER_PARAM_TOKEN * size.num_params * size.num_tokens,
+            level=terms.level,
+        ),
         size_shift=terms.size_shift,
         most_tokens_per_param=_finite(terms.most_tokens_per_param),
         unique_tokens=terms.unique_tokens,

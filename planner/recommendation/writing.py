@@ -109,7 +109,7 @@ def run_law(folder: RunFolder, results: Results) -> ScalingLaw:
         if _is_of(law, results):
             return law
         form = law.form
-    return fit(results.to_frame(), form=form, seed=results.study.search.seed)
+    return fit(results, form=form, seed=results.study.search.seed)
 
 
 def _is_of(law: ScalingLaw, results: Results) -> bool:

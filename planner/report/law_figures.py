@@ -33,9 +33,9 @@ from planner.curves import (
     optimal_allocation,
 )
 from planner.curves.allocation import optimal_params
-from planner.curves.isoflop import group_budgets
+from planner.curves.isoflop import group_values
 from planner.errors import FitError
-from planner.report.figures import BLUE, GREEN, VERMILLION
+from planner.report.figures import BLUE, GREEN, PURPLE, VERMILLION
 from planner.report.svg import BACKGROUND, GRID, INK, STYLE
 from planner.units import format_count
 
@@ -57,6 +57,10 @@ _DOTS_PER_INCH: Final = 160
 _AHEAD: Final = 10.0
 """Curves are drawn so many times beyond the largest compute."""
 _MAX_DRAWN: Final = 4_000
+_METHODS: Final = {
+    "isoflop": (VERMILLION, "IsoFLOP frontier"),
+    "envelope": (PURPLE, "envelope of training curves"),
+}
 _NUM_CURVES: Final = 7
 _NUM_COMPUTES: Final = 41
 _MAX_BUDGETS: Final = 9
@@ -316,7 +320,7 @@ def _isoflop(law: ScalingLaw, points: Points) -> Figure | None:
     profiles = law.profiles[::-1][::every][::-1]
     budgets = np.array([p.train_flops for p in profiles])
     norm = _scale(budgets)
-    groups = group_budgets(points.compute_flops)
+    groups = group_values(points.compute_flops)
     centers = np.array(
         [np.median(points.compute_flops[groups == g]) for g in range(int(groups.max()) + 1)]
     )
@@ -354,7 +358,7 @@ def _draw_profile(axes: Axes, profile: IsoflopProfile, rows: Points, colour: Any
 
 
 def _best_size(law: ScalingLaw, points: Points) -> Figure | None:
-    """Best size against compute: the surface, the IsoFLOP frontier, and what is recommended."""
+    """Best size against compute: each method alone, and what is recommended."""
     flops = points.compute_flops
     compute = np.geomspace(float(flops.min()), _AHEAD * float(flops.max()), _NUM_COMPUTES)
     if not _needs_only_size_and_tokens(law):
@@ -373,14 +377,16 @@ def _best_size(law: ScalingLaw, points: Points) -> Figure | None:
     axes.fill_between(compute, lower, upper, color=BLUE, alpha=0.15, linewidth=0, zorder=1,
                       label=f"{law.level:.0%} interval")  # fmt: skip
     axes.plot(compute, size, color=BLUE, linewidth=2.4, zorder=4, label="recommended size")
-    if law.frontier is not None:
+    if law.frontiers:
         lead = law.components[0]
         surface = [float(optimal_params(lead.params[None], float(c))[0]) for c in compute]
-        frontier = [float(np.exp(law.frontier.log_best_params(float(c))[0])) for c in compute]
         axes.plot(compute, surface, color=GREEN, linewidth=1.4, linestyle=(0, (5, 2)), zorder=3,
                   label=f"surface alone ({lead.form})")  # fmt: skip
-        axes.plot(compute, frontier, color=VERMILLION, linewidth=1.4, linestyle=(0, (1, 1.5)),
-                  zorder=3, label="IsoFLOP frontier alone")  # fmt: skip
+    for method, frontier in law.frontiers.items():
+        alone = [float(np.exp(frontier.log_best_params(float(c))[0])) for c in compute]
+        colour, name = _METHODS[method]
+        axes.plot(compute, alone, color=colour, linewidth=1.4, linestyle=(0, (1, 1.5)),
+                  zorder=3, label=f"{name} alone")  # fmt: skip
     _draw_vertices(axes, law)
     axes.axvline(float(flops.max()), color="#1a1a1a", linewidth=0.9, linestyle=(0, (1, 2)))
     axes.set_xlim(compute[0] / 1.5, compute[-1] * 1.1)

@@ -97,6 +97,7 @@ def _values(contents: Contents) -> dict[str, Any]:
         "trials": tables.trials(contents),
         "unfinished": tables.unfinished(contents),
         "coefficients": tables.coefficients(contents),
+        "best_sizes": tables.best_sizes_table(contents),
         "checklist": {} if law is None else law.checklist,
         "method": list(method(contents)),
         "commands": commands(contents),

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from planner.curves import best_sizes
 from planner.recommendation import Option, Recommendation
 from planner.report.contents import Contents
 from planner.search_space import value_at
@@ -212,6 +213,36 @@ def coefficients(contents: Contents) -> Table | None:
         caption=f"Coefficients of the law ({law.level:.0%} intervals)",
         headings=("coefficient", "value", "lower", "upper"),
         rows=tuple(rows),
+    )
+
+
+def best_sizes_table(contents: Contents) -> Table | None:
+    """Return the best size by each method, at the compute of the answer where there is one."""
+    law, answer = contents.law, contents.recommendation
+    if law is None:
+        return None
+    sizes = best_sizes(law) if answer is None else answer.best_sizes
+
+    def span(low: float | None, high: float | None, text: Callable[[float], str]) -> str:
+        return "-" if low is None or high is None else f"{text(low)} to {text(high)}"
+
+    rows = [
+        (
+            item.method,
+            _optional(item.num_params, format_count),
+            span(item.num_params_lower, item.num_params_upper, format_count),
+            _optional(item.exponent, lambda value: f"{value:.3f}"),
+            span(item.exponent_lower, item.exponent_upper, lambda value: f"{value:.3f}"),
+            item.refusal or "",
+        )
+        for item in sizes
+    ]
+    return Table(
+        caption=f"Best size by each method at {format_flops(sizes[0].train_flops)}",
+        headings=("method", "parameters", "interval", "exponent", "interval", "why not"),
+        rows=tuple(rows),
+        text_columns=frozenset({0, 5}),
+        long_columns=frozenset({5}),
     )
 
 

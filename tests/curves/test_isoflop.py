@@ -50,13 +50,14 @@ def test_a_concave_profile_is_refused():
 
 
 def test_a_table_without_budgets_has_no_frontier(sweep):
-    assert fit(sweep(sizes=4, tokens=4), num_bootstraps=20).frontier is None
+    law = fit(sweep(sizes=4, tokens=4), num_bootstraps=20)
+    assert law.frontiers == {}
+    assert "at least 3 budgets" in law.refusals["isoflop"]
 
 
 def test_the_recommended_size_lies_between_the_two_methods(isoflop_sweep):
     law = fit(isoflop_sweep(seed=3), num_bootstraps=50)
-    assert law.frontier is not None
     surface = float(np.log(optimal_params(law.components[0].params[None], 1e22)[0]))
-    profile = law.frontier.log_best_params(1e22)[0]
+    profile = law.frontiers["isoflop"].log_best_params(1e22)[0]
     log_size = np.log(optimal_allocation(law, 1e22).num_params)
     assert log_size == pytest.approx(0.5 * (surface + profile))

@@ -85,7 +85,8 @@ def _finished(
             CurvePoint(
                 trial=name, attempt=1, num_steps=round(cost.num_steps * share * part),
                 train_tokens=round(at), train_flops=cost.train_flops * share * float(part),
-                val_loss=loss * (1 + 0.3 * (1 - float(part))), train_loss=loss,
+                val_loss=loss * true_loss(cost.num_params, at) / true_loss(cost.num_params, tokens),
+                train_loss=loss,
                 learning_rate=config.optimizer.learning_rate,
                 elapsed_seconds=seconds * float(part),
                 study_seconds=clock.seconds + seconds * float(part),
@@ -119,7 +120,8 @@ def make_run(
     folder = RunFolder.create(study, root=root)
     trials, curves, clock = [], [], _Clock()
     shapes = study.search_space.parameters["model"].choice or ()
-    points = [(m, t) for m in shapes for t in TOKENS]
+    lengths = study.search_space.parameters["train.tokens"].choice or ()
+    points = [(m, t) for m in shapes for t in lengths]
     for number, (model, tokens) in enumerate([*points, *points[::2]]):
         rate = RATES[1:4][number % 3] if number < len(points) else RATES[-1 if number % 2 else 0]
         config = trial_config(

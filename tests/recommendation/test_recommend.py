@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from planner.budget import Budget, Spend
 from planner.costs import ClusterConfig, estimate, parse_cluster, resolve_cluster
 from planner.costs.cluster import DeviceOverrides
-from planner.curves import ScalingLaw, optimal_allocation
+from planner.curves import ScalingLaw, best_sizes, fit, optimal_allocation
 from planner.errors import ConfigError, InfeasibleError
 from planner.recommendation import (
     RANKED_BY,
@@ -22,7 +23,9 @@ from planner.recommendation import (
     recommend,
 )
 from planner.recommendation.sizing import predict, size_at, worth
-from planner.results import Results
+from planner.results import Results, read_results
+from planner.run_folder import RunFolder
+from planner.study import Study
 from planner.trial import TrialState
 
 LIMITS = {
@@ -200,7 +203,7 @@ def test_json_holds_the_whole_recommendation(answer: Recommendation) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["not json", "[]", '{"schema": "planner.recommendation/0"}', '{"schema": "planner.recommendation/1"}'],
+    ["not json", "[]", '{"schema": "planner.recommendation/0"}', '{"schema": "planner.recommendation/2"}'],
     ids=["text", "list", "other schema", "empty"],
 )  # fmt: skip
 def test_a_damaged_recommendation_is_refused(text: str) -> None:
@@ -329,3 +332,27 @@ def test_what_is_recommended_keeps_the_constraints_that_bind_any_training(
     nothing = study.replace(constraints=[{"metric": "num_params", "max": 10.0}])
     with pytest.raises(InfeasibleError, match="must keep the study's constraints"):
         recommend(law, study.target_budget, nothing, results=results)
+
+
+def test_losses_during_the_trials_give_a_third_opinion_of_the_best_size(
+    run_factory: Callable[..., RunFolder], study_factory: Callable[..., Study]
+) -> None:
+    shapes = [
+        {"num_layers": 2, "d_model": width, "num_heads": 2}
+        for width in (16, 24, 36, 56, 80, 120, 180)
+    ]
+    space = study_factory().search_space.model_dump(mode="json")
+    space["parameters"]["model"]["choice"] = shapes
+    space["parameters"]["train.tokens"]["choice"] = [2**22, 2**24, 2**26]
+    results = read_results(run_factory(study_factory(search_space=space), noise=0.001))
+    law = fit(results, num_bootstraps=50)
+    answer = recommend(law, Budget(flops=1e15), results.study, results=results)
+    said = {item.method: item for item in answer.best_sizes}
+    assert said["envelope"].exponent == pytest.approx(0.5, abs=0.1)
+    assert said["isoflop"].refusal is not None
+    both = [said[name].num_params for name in ("surface", "envelope")]
+    assert said["recommended"].num_params == pytest.approx(np.sqrt(np.prod(both)))
+    assert said["recommended"].num_params == pytest.approx(answer.best_num_params[0])
+    assert Recommendation.from_json(answer.to_json()).best_sizes == answer.best_sizes
+    alone = replace(law, frontiers={})
+    assert [item.method for item in best_sizes(alone)] == ["surface", "isoflop", "recommended"]

@@ -64,7 +64,7 @@ def test_json_is_one_document(fitted: RunFolder, capsys: pytest.CaptureFixture[s
     code = main(["recommend", str(fitted.path), "--budget", "1e15 flops", "--json"])
     document = json.loads(capsys.readouterr().out)
     assert code == 0
-    assert document["schema"] == "planner.recommendation/1"
+    assert document["schema"] == "planner.recommendation/2"
     assert document["budget"] == {"flops": 1e15}
 
 

@@ -63,7 +63,7 @@ def test_report_json_carries_schema_recommendation_law_and_what_was_spent(
     )
     assert document["schema"] == "planner.report/1"
     assert document["recommendation"] == json.loads(answer.to_json())
-    assert document["law"]["schema"] == "planner.scaling-law/1"
+    assert document["law"]["schema"] == "planner.scaling-law/2"
     spent = document["spent"]["device_hours_by_outcome"]
     assert isinstance(spent, dict)
     assert sum(spent.values()) == pytest.approx(results.spend.device_hours)
