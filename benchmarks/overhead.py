@@ -11,6 +11,7 @@ placement groups, open files and shared-memory segments are counted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import statistics
@@ -90,9 +91,11 @@ def run_ours(folder: Path, num_trials: int) -> None:
 def left_behind() -> dict[str, int]:
     """Return counts of what a sweep could leave behind."""
     this = psutil.Process()
-    actors = [
-        p for p in this.children(recursive=True) if "Actor" in p.name() or "Train" in p.name()
-    ]
+    names = []
+    for process in this.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            names.append(process.name())
+    actors = [name for name in names if "Actor" in name or "Train" in name]
     groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
     shared = Path("/dev/shm")
     return {

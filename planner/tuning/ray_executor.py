@@ -41,6 +41,7 @@ from ray.tune.search import Searcher  # noqa: E402
 
 from planner.tuning.ray_cluster import ClusterWatch, connect  # noqa: E402
 from planner.tuning.trainable import Order, TrialActor  # noqa: E402
+from planner.tuning.tune_internals import next_without_workers  # noqa: E402
 
 __all__ = ["RayExecutor"]
 
@@ -94,28 +95,21 @@ class RayExecutor:
                 scheduler=_TuneScheduler(desk),
                 num_samples=-1,
                 max_concurrent_trials=driver.sweep.num_devices,
-                reuse_actors=not self._pauses(driver),
+                reuse_actors=True,
                 trial_dirname_creator=lambda trial: trial.config["name"],
             ),
             run_config=tune.RunConfig(
                 name="sessions",
                 storage_path=str(driver.folder.tune),
                 stop=_TuneStopper(desk),
+                # A save at a trial's end would delay its workers' release after the core counts on it.
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[_TuneCallback(desk)],
                 failure_config=tune.FailureConfig(max_failures=0),
                 verbose=0,
             ),
         )
         tuner.fit()
-
-    @staticmethod
-    def _pauses(driver: Driver) -> bool:
-        """Return whether trials pause for each other: warm workers would take over what starts.
-
-        Ray 2.60 may never give back the device of a worker that is thrown away half started, and a
-        population that mixes numbers of workers then waits for it for ever.
-        """
-        return driver.sweep.study.search.scheduler.name in ("pbt", "pb2")
 
     def close(self) -> None:
         """Leave the cluster; a cluster that was started here ends."""
@@ -251,9 +245,11 @@ class _TuneScheduler(TrialScheduler):
     def __init__(self, desk: _Desk) -> None:
         super().__init__()
         self._desk = desk
+        self._pending: list[Any] = []
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Nothing: the core proposed it."""
+        """Remember it: it has no workers yet."""
+        self._pending.append(trial)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Return what the core says to the trial's events."""
@@ -276,11 +272,13 @@ class _TuneScheduler(TrialScheduler):
         """Nothing: it never started."""
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        """Return the first pending trial: the core has seen to it that it fits."""
-        for trial in tune_controller.get_trials():
-            if trial.status == trial.PENDING:
-                return trial
-        return None
+        """Return the first trial without workers; the core has seen to it that it fits.
+
+        A trial whose own workers are starting keeps them: with warm ones, the others would be
+        thrown away half started, and the next trial would start the same anew.
+        """
+        self._pending = [trial for trial in self._pending if trial.status == trial.PENDING]
+        return next_without_workers(tune_controller, self._pending)
 
     def debug_string(self) -> str:
         """Return who decides."""

@@ -127,13 +127,21 @@ class SweepState:
     def _on_session(self, line: Line) -> None:
         self.num_sessions += 1
         self.is_stopping = False
-        self.give_up = None
+        gave_up, self.give_up = self.give_up is not None, None
         if line.get("added"):
             self.accounts.add(Budget(**line["added"]))
         is_spent = self.accounts.spent_field(self.now) is not None
-        back = [r for r in self.trials.values() if r.is_running or (r.by_budget and not is_spent)]
+        back = [
+            r
+            for r in self.trials.values()
+            if r.is_running
+            or (r.by_budget and not is_spent)
+            or (gave_up and r.state is TrialState.FAILED)
+        ]
         for record in back:
             self._leave_running(record)
+            if record.state is TrialState.FAILED:
+                record.num_failures = 0
             record.state, record.reason, record.by_budget = TrialState.PLANNED, None, False
         names = [record.trial for record in back]
         self._waiting = names + [trial for trial in self._waiting if trial not in names]

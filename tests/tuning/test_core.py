@@ -183,7 +183,7 @@ def test_a_failed_attempt_is_retried_charged_and_at_last_given_up(
 def test_trials_that_all_fail_for_one_reason_end_the_study(
     make_study: MakeStudy, make_sweep: MakeSweep
 ) -> None:
-    sweep, _ = make_sweep(make_study())
+    sweep, lines = make_sweep(make_study())
     for now in range(3):
         launch = sweep.next_launch(float(now))
         assert launch is not None
@@ -191,6 +191,11 @@ def test_trials_that_all_fail_for_one_reason_end_the_study(
     assert sweep.give_up == "no such corpus"
     assert sweep.next_launch(4.0) is None
     assert sweep.is_over(4.0)
+
+    again, _ = make_sweep(make_study(), lines)  # once the reason is put right
+    launch = again.next_launch(again.now)
+    assert launch is not None
+    assert (launch.trial, launch.attempt) == ("t000", 2)
 
 
 def test_the_budget_stops_what_runs_and_a_larger_one_lets_it_go_on(

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-from planner.errors import ClusterUnreachableError, InfeasibleError
+from planner.errors import ClusterUnreachableError, InfeasibleError, TrialError
 from planner.results import Results
 from planner.study import Study
 from planner.trial import TrialState
@@ -99,6 +99,10 @@ def lines_of(root: Path, name: str) -> list[Line]:
 
 def count(root: Path, name: str, kind: str) -> int:
     return sum(line["kind"] == kind for line in lines_of(root, name))
+
+
+def num_bytes(results: Results) -> int:
+    return sum(path.stat().st_size for path in results.folder.checkpoints.rglob("tensors.pt"))
 
 
 def start_driver(study: Study, root: Path, name: str, address: str) -> subprocess.Popen[str]:
@@ -189,6 +193,41 @@ def test_a_trial_that_hangs_is_ended_charged_and_tried_again(
     assert lost["reason"] == "no report for 3 s: the trial hangs"
 
 
+def test_when_all_trials_fail_alike_the_sweep_ends_says_why_once_and_resumes_whole(
+    cluster: str, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    study = make_study()
+    whole = sweep(study, executor=ray_executor("follow"), name="whole", root=tmp_path)
+    broken = ray_executor("follow_once_repaired")
+    with pytest.raises(TrialError) as raised:
+        sweep(study, executor=broken, root=tmp_path)
+    assert str(raised.value).count("the licence has run out") == 1
+    assert "3 of 3 failed" in str(raised.value)  # the fourth was not tried
+    assert count(tmp_path, "tiny", "started") == 3
+    (tmp_path / "tiny" / "repaired").touch()
+    results = resume("tiny", executor=ray_executor("follow_once_repaired"), root=tmp_path)
+    assert differences(results, whole) == []
+    assert [trial.num_attempts for trial in results.trials] == [2, 2, 2, 1]
+    assert results.spend.device_hours == pytest.approx(sum(t.device_hours for t in results.trials))
+
+
+def test_a_quota_on_checkpoints_holds_and_the_table_is_that_of_a_run_without(
+    cluster: str, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    free, executor = make_study(), ray_executor("follow_with_bytes")
+    whole = sweep(free, executor=executor, name="whole", root=tmp_path)
+    assert num_bytes(whole) > 2500
+    study = free.replace(search=free.search.model_dump() | {"checkpoints": {"max_bytes": 2500}})
+    results = sweep(study, executor=executor, root=tmp_path)
+    again = resume("tiny", executor=executor, root=tmp_path)
+    assert 0 < num_bytes(again) <= 2500
+    best = again.best()
+    assert best is not None
+    assert list((again.folder.checkpoints / best.trial).rglob("tensors.pt"))
+    assert differences(results, whole) == []
+    assert differences(again, whole) == []
+
+
 @pytest.mark.parametrize(
     ("algorithm", "scheduler"), [("random", "asha"), ("grid", "pbt"), ("bayesian", "bohb")]
 )
@@ -217,6 +256,21 @@ def test_gangs_stay_warm_and_leave_no_environment_to_the_next_trial(
         ]
         assert len({process for process, _ in seen}) == 1
         assert not any(is_dirty for _, is_dirty in seen)
+
+
+def test_short_trials_share_the_workers_that_were_started_first(
+    cluster: str, make_study: MakeStudy, tmp_path: Path
+) -> None:
+    from ray.util import placement_group_table
+
+    rates = {"optimizer.learning_rate": {"choice": [1e-3 * (i + 1) for i in range(20)]}}
+    study = make_study(
+        search_space={"name": "s", "parameters": rates}, search={"algorithm": "grid"}
+    )
+    before = len(placement_group_table())
+    results = sweep(study, executor=ray_executor("follow"), root=tmp_path)
+    assert results.count(TrialState.COMPLETED) == 20
+    assert len(placement_group_table()) - before <= 2  # one for each of the two CPUs
 
 
 def raylets(address: str) -> set[psutil.Process]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from planner.costs import ClusterConfig, estimate, resolve_cluster
+from planner.errors import ConfigError
 from planner.planning import Candidate
 from planner.search_space import Point
 from planner.study import Study
@@ -78,6 +79,15 @@ def follow(
 def follow_with_bytes(config: TrialConfig, **options: Any) -> TrialResult:
     """Follow the curve with checkpoints of a thousand bytes."""
     return follow(config, num_bytes=1000, **options)
+
+
+def follow_once_repaired(
+    config: TrialConfig, *, checkpoint_dir: Path, **options: Any
+) -> TrialResult:
+    """Follow the curve if there is a file `repaired` beside the checkpoints; fail before."""
+    if not (checkpoint_dir.parent.parent / "repaired").exists():
+        raise ConfigError("the licence has run out.")
+    return follow(config, checkpoint_dir=checkpoint_dir, **options)
 
 
 def follow_slowly(config: TrialConfig, *, on_metrics: Any, **options: Any) -> TrialResult:
