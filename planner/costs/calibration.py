@@ -255,11 +255,11 @@ def _memory_is_learnt(trials: Sequence[MeasuredTrial]) -> bool:
 
     Decided by the median error over the folds of a cross-validation; equal configurations are in one
     fold. It is not learnt where what decides memory is not in the configuration, such as whether the
-    loss is fused. One or two configurations are taken at their word.
+    loss is fused. A single configuration is taken at its word.
     """
     w = concatenate([trial.workload for trial in trials])
     group = np.unique(features(w), axis=0, return_inverse=True)[1].ravel()
-    if group.max() < 2:
+    if group.max() < 1:
         return True
     cluster = trials[0].cluster
     default = replace(uncalibrated(cluster), memory=trials[0].memory_prior or _default(cluster))

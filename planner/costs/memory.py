@@ -261,17 +261,19 @@ def _logits(w: Workload) -> Array:
 
 
 def _gathered(w: Workload) -> Array:
-    """Whole parameters in flight under ZeRO-3, in the wire's precision.
+    """Bytes of whole parameters in flight under ZeRO-3, in the wire's precision.
 
-    Two layers, or a layer and the table; a pipeline keeps its stage's parameters and gradients whole
-    from the first micro-batch to the last.
+    Two layers, or a layer and the table; a pipeline keeps its stage's parameters whole from the first
+    micro-batch to the last, and sums the gradients, whole too, in the precision of their reduction
+    (torch's FSDP2, `to_accumulated_grad_if_needed`).
     """
     dense, routed = block_params_per_device(w)
     table = w.vocab_size * w.d_model / w.tensor
-    layer = np.maximum(2.0 * (dense + routed), dense + routed + table)
-    stage = 2.0 * np.ceil(w.num_layers / w.pipeline) * (dense + routed) + table
+    layer = np.maximum(2.0 * (dense + routed), dense + routed + table) * w.gather_bytes
+    stage = np.ceil(w.num_layers / w.pipeline) * (dense + routed) + table
+    stage = stage * (w.gather_bytes + w.reduce_bytes)
     held = np.where(np.asarray(w.pipeline) > 1, stage, layer)
-    return np.where(np.asarray(w.zero_stage) >= 3, held * w.gather_bytes, 0.0)
+    return np.where(np.asarray(w.zero_stage) >= 3, held, 0.0)
 
 
 class _Moment(NamedTuple):

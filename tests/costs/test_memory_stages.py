@@ -100,6 +100,15 @@ def test_a_fused_gate_keeps_three_widths_of_four(workload_on):
     assert float(fewer) == 8192 * 2 * 14336
 
 
+def test_a_sharded_pipeline_sums_whole_gradients_as_they_are_reduced(workload_on):
+    layout = {"pipeline": 8.0, "shard": 8.0, "data": 8.0, "zero_stage": 3.0, "tensor": 8.0}
+    w = workload_on("llama-3-8b", num_micro_batches=32.0, **layout)
+    stage = 4 * sum(map(float, block_params_per_device(w))) + 128256 * 4096 / 8
+    assert float(memory_use(w).gathered) == pytest.approx(stage * (2 + 4))
+    halves = replace(w, reduce_bytes=2.0)
+    assert float(memory_use(halves).gathered) == pytest.approx(stage * (2 + 2))
+
+
 GPT = {
     "layers": "12", "hidden": "512", "heads": "8", "seq": "1024", "gpu": "A100-SXM", "gpus_per_node": "8",
     "gbs": "32", "mbs": "4", "precision": "bf16", "recompute": "none", "attn": "flash(TE)",
