@@ -73,10 +73,13 @@ _INTEGERS: Final = frozenset(
     {"generation", "num_workers", "num_params", "num_params_non_embedding", "train_tokens", "num_steps",
      "num_attempts", "attempt"}
 )  # fmt: skip
-_ASKED: Final = ("learning_rate", "tokens_per_step", "unique_tokens", "tokenizer")
+_ASKED: Final = (
+    "learning_rate", "tokens_per_step", "unique_tokens", "tokenizer", "schedule_name",
+    "warmup_fraction",
+)  # fmt: skip
 _TEXTS: Final = frozenset(
     {"donor", "changed", "trial", "state", "reason", "config", "metrics", "energy_source",
-     "tokenizer"}
+     "tokenizer", "schedule_name"}
 )  # fmt: skip
 
 
@@ -157,8 +160,8 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 def trials_frame(trials: Iterable[TrialResult], parameters: Sequence[str]) -> pd.DataFrame:
     """Return one row per trial: what varied, the columns of TrialResult, then what fits ask for.
 
-    The last are `learning_rate`, `tokens_per_step`, `unique_tokens` and `tokenizer`, also where they
-    were fixed.
+    The last are `learning_rate`, `tokens_per_step`, `unique_tokens`, `tokenizer`, `schedule_name` and
+    `warmup_fraction`, also where they were fixed.
     """
     kept = list(trials)
     rows = [
@@ -188,6 +191,8 @@ def _asked_of(trial: TrialResult) -> dict[str, object]:
         "tokens_per_step": None if None in factors else prod(factors),
         "unique_tokens": trial.metrics.get("unique_tokens"),
         "tokenizer": _tokenizer(trial),
+        "schedule_name": value_at(trial.config, "schedule.name"),
+        "warmup_fraction": value_at(trial.config, "schedule.warmup_fraction"),
     }
 
 

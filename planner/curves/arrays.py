@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BoolArray", "FloatArray", "IntArray", "safe_exp", "safe_log"]
+__all__ = ["BoolArray", "FloatArray", "IntArray", "TextArray", "safe_exp", "safe_log"]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
+TextArray = NDArray[np.str_]
 
 LARGEST_LOG = 690.0
 

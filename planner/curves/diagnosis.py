@@ -13,8 +13,9 @@ import numpy as np
 
 from planner.curves.arrays import LARGEST_LOG, FloatArray
 from planner.curves.isoflop import IsoflopProfile, SizeFrontier, group_values
-from planner.curves.law import Backtest, Component, FitWarning
+from planner.curves.law import Backtest, Component, FitWarning, variables_of
 from planner.curves.points import FLOPS_PER_PARAM_TOKEN, Points, count_distinct
+from planner.curves.stable import CONSTANT
 
 __all__ = ["Evidence", "diagnose", "fill_checklist"]
 
@@ -284,8 +285,8 @@ def _warmup(e: Evidence) -> Finding:
 def _checkpoints(e: Evidence) -> Finding:
     if e.points.run is None:
         return None
-    shared = len(e.points) - np.unique(e.points.run).size
-    if shared == 0:
+    shared = _sharing(e.points)
+    if shared == 0 or (e.points.schedule is not None and (e.points.schedule == CONSTANT).all()):
         return None
     return shared, (
         f"{shared} rows share a training run: checkpoints before the schedule has ended lie "
@@ -361,6 +362,18 @@ _CHECKS: dict[str, Callable[[Evidence], Finding]] = {
 }
 
 
+def _sharing(points: Points) -> int:
+    """Return how many rows go on from another row's run."""
+    return 0 if points.run is None else len(points) - np.unique(points.run).size
+
+
+def _schedules(points: Points) -> str:
+    if points.schedule is None:
+        return "not stated in the table"
+    names, counts = np.unique(points.schedule, return_counts=True)
+    return ", ".join(f"{n} {name or 'not stated'}" for name, n in zip(names, counts, strict=True))
+
+
 def fill_checklist(evidence: Evidence, objective: str, num_draws: int) -> dict[str, str]:
     """Return the checklist of (Mis)Fitting (Li et al. 2025, arXiv:2502.18969), from the data."""
     points = evidence.points
@@ -376,7 +389,8 @@ def fill_checklist(evidence: Evidence, objective: str, num_draws: int) -> dict[s
 
     return {
         "law: forms": ", ".join(f"{c.form} {100 * c.weight:.0f} %" for c in evidence.components),
-        "law: variables": ", ".join(points.covariates()),
+        "law: variables": ", ".join(variables_of(evidence.components)),
+        "set-up: columns given": ", ".join(points.covariates()),
         "law: methods for the best size": ", ".join(["surface", *evidence.frontiers]),
         "set-up: trainings": f"{len(points)} used; left out: "
         + (", ".join(f"{n} {why}" for why, n in points.dropped.items()) or "none"),
@@ -386,6 +400,7 @@ def fill_checklist(evidence: Evidence, objective: str, num_draws: int) -> dict[s
         "set-up: compute": span(flops),
         "set-up: learning rate": stated("learning_rate", points.learning_rate),
         "set-up: tokens per step": stated("tokens_per_step", points.tokens_per_step),
+        "set-up: schedule": _schedules(points),
         "set-up: warm-up": stated("warmup_fraction", points.warmup_fraction),
         "data: repeated tokens": stated("unique_tokens", points.unique_tokens),
         "collection: loss": f"column {given.get('loss', 'loss')}, taken as nats per token, final",
@@ -395,7 +410,7 @@ def fill_checklist(evidence: Evidence, objective: str, num_draws: int) -> dict[s
         else "column train_flops",
         "collection: checkpoints": "final losses, one row per training"
         if points.run is None
-        else f"{len(points) - np.unique(points.run).size} rows share a run with another",
+        else f"{_sharing(points)} rows share a run with another",
         "collection: losses during training": "none"
         if points.stable is None
         else f"{points.stable}",

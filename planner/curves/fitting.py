@@ -183,7 +183,7 @@ def require_identifiable(points: Points, form: CurveForm) -> None:
         if num < least:
             raise FitError(
                 f"form {form.name} needs at least {least} distinct {name}: got {num} "
-                f"(values within 2 % count as one).",
+                f"(values within 2 % count as one){_dropped_text(points)}.",
                 hint=f"Add trainings with other {name}.",
             )
     correlation = np.corrcoef(np.log(points.num_params), np.log(points.num_tokens))[0, 1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ __all__ = [
     "Prediction",
     "ScalingLaw",
     "standard_noise",
+    "variables_of",
 ]
 
 SCHEMA = "planner.scaling-law/2"
@@ -180,6 +181,16 @@ class ScalingLaw:
     seed: int = 0
     planner_version: str = ""
 
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The quantities that its forms read."""
+        return variables_of(self.components)
+
+    @property
+    def needs_only_size_and_tokens(self) -> bool:
+        """Whether a prediction needs nothing else."""
+        return set(self.variables) <= {"num_params", "num_tokens"}
+
     def predict(
         self,
         num_params: ArrayLike,
@@ -323,6 +334,11 @@ def _broadcast(given: Mapping[str, ArrayLike]) -> dict[str, FloatArray]:
         arrays[name] = array
     shape = np.broadcast_shapes(*(array.shape for array in arrays.values()))
     return {name: np.broadcast_to(array, shape) for name, array in arrays.items()}
+
+
+def variables_of(components: Sequence[Component]) -> tuple[str, ...]:
+    """Return the quantities that forms read, each once."""
+    return tuple(dict.fromkeys(v for c in components for v in find_form(c.form).columns))
 
 
 def standard_noise(num: int, seed: int) -> FloatArray:

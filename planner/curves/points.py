@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planner.curves.arrays import BoolArray, FloatArray, IntArray
+from planner.curves.arrays import BoolArray, FloatArray, IntArray, TextArray
 from planner.curves.stable import (
     NOT_CONSTANT,
     NOT_TOLD,
@@ -56,7 +56,7 @@ OPTIONAL = (
 )
 LABELS = ("run", "schedule")
 """Columns of names instead of numbers."""
-ENGINE_NAMES = {"num_tokens": "train_tokens", "loss": "val_loss"}
+ENGINE_NAMES = {"num_tokens": "train_tokens", "loss": "val_loss", "schedule": "schedule_name"}
 """What the results table of a run calls the columns of a curve."""
 
 REPORTS, LINEAGE = "curves.parquet", "lineage.parquet"
@@ -100,8 +100,8 @@ class Points:
     warmup_fraction: FloatArray | None = None
     run: IntArray | None = None
     """Rows with one number share a training run and are resampled together."""
-    has_constant_rate: BoolArray | None = None
-    """Whether the schedule of the row's run is `constant`."""
+    schedule: TextArray | None = None
+    """Name of the learning-rate schedule, in lower case; empty where it is not given."""
     stable: StableLosses | None = None
     """Losses during the trainings, for their envelope; absent where the table has none."""
     dropped: Mapping[str, int] = field(default_factory=dict)
@@ -228,8 +228,8 @@ def points_from_table(
     if "run" in names:
         values["run"] = _run_numbers(kept[names["run"]])
     if "schedule" in names:
-        schedules = kept[names["schedule"]].astype(str).str.strip().str.lower()
-        values["has_constant_rate"] = (schedules == "constant").to_numpy()
+        schedules = kept[names["schedule"]].fillna("").astype(str).str.strip().str.lower()
+        values["schedule"] = schedules.to_numpy(dtype=str)
     points = Points(**values, dropped=dropped, columns=names)
     points = points.where(np.isfinite(points.loss), reason="loss is absent or not finite")
     points = points.where(points.loss > 0, reason="loss is not positive")
@@ -382,7 +382,7 @@ def _by_schedule(points: Points) -> Points:
         points.num_params,
         points.num_tokens,
         learning_rate=points.learning_rate,
-        is_constant=points.has_constant_rate,
+        schedule=points.schedule,
     )
     if not (is_stable | is_midway | is_untold).any():
         return points

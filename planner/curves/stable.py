@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from planner.curves.arrays import BoolArray, FloatArray, IntArray
+from planner.curves.arrays import BoolArray, FloatArray, IntArray, TextArray
 from planner.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from planner.trial import ScheduleConfig, TrialConfig
 
 __all__ = [
+    "CONSTANT",
     "NOT_CONSTANT",
     "NOT_TOLD",
     "StableLosses",
@@ -33,6 +34,7 @@ __all__ = [
     "stable_losses_of_run",
 ]
 
+CONSTANT = "constant"
 AT_PEAK = 0.99
 """A rate above this share of its run's largest counts as not decayed."""
 
@@ -169,12 +171,12 @@ def rows_by_schedule(
     num_tokens: FloatArray,
     *,
     learning_rate: FloatArray | None,
-    is_constant: BoolArray | None,
+    schedule: TextArray | None,
 ) -> tuple[BoolArray, BoolArray, BoolArray]:
     """Return which rows are at a constant rate, within a decaying run, and of a run that is not told.
 
     A run has one number, one size and several rows. What tells its schedule is a learning rate that
-    moves along it, or `is_constant`. At a constant rate are the rows from the first at the largest
+    moves along it, or its name. At a constant rate are the rows from the first at the largest
     rate to before the first one below it; within a decaying run are all rows but the last.
 
     Args:
@@ -182,7 +184,7 @@ def rows_by_schedule(
         num_params: Size; a "run" of several sizes is none.
         num_tokens: Tokens up to the row.
         learning_rate: At the row; absent where the table has no such column.
-        is_constant: Whether the schedule of the run is `constant`; absent likewise.
+        schedule: Its name, empty where it is not given; absent likewise.
     """
     order = np.lexsort((num_tokens, run))
     _, starts, which, counts = np.unique(
@@ -202,10 +204,11 @@ def rows_by_schedule(
     at_peak = rate >= AT_PEAK * largest(rate)
     first = least(np.where(at_peak, place, np.inf))
     end = least(np.where(~at_peak & (place > first), place, np.inf))
-    named = np.zeros(run.size, bool) if is_constant is None else is_constant[order]
+    name = np.zeros(run.size, "U1") if schedule is None else schedule[order]
+    named = name == CONSTANT
     moves = largest((~at_peak).astype(np.float64)) > 0
     is_run = (counts[which] > 1) & (largest(size) < ONE_SIZE * least(size))
-    is_told = is_run & (moves | (is_constant is not None))
+    is_told = is_run & (moves | (name != ""))
     masks = (
         is_told & (moves | named) & at_peak & (place < end),
         is_told & ~named & (place < starts[which] + counts[which] - 1),

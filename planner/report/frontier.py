@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.costs import count_params, train_flops_per_token
-from planner.curves import ScalingLaw, curve_forms
 from planner.recommendation.options import law_params
 from planner.recommendation.shapes import ladder
 from planner.recommendation.sizing import point_loss, predict, worth
@@ -39,13 +38,6 @@ class Frontier:
     level: float
 
 
-def _is_of_size_and_tokens(law: ScalingLaw) -> bool:
-    """Return whether a law predicts from size and tokens alone."""
-    known = curve_forms()
-    needed = {column for part in law.components for column in known[part.form].columns}
-    return needed <= {"num_params", "num_tokens"}
-
-
 def frontier(contents: Contents) -> Frontier | None:
     """Return the envelope from the least compute of the trials to the budget, or None."""
     law, answer = contents.law, contents.recommendation
@@ -55,7 +47,7 @@ def frontier(contents: Contents) -> Frontier | None:
         if trial.train_flops
     ]
     models = list(dict.fromkeys(config.model for config in contents.configs.values()))
-    if law is None or not flops or not models or not _is_of_size_and_tokens(law):
+    if law is None or not flops or not models or not law.needs_only_size_and_tokens:
         return None
     last = max([*flops, *([answer.choice.train_flops] if answer else [])])
     largest = max(count_params(model).total for model in models)

@@ -29,7 +29,6 @@ from planner.curves import (
     IsoflopProfile,
     Points,
     ScalingLaw,
-    curve_forms,
     optimal_allocation,
 )
 from planner.curves.allocation import optimal_params
@@ -58,8 +57,8 @@ _AHEAD: Final = 10.0
 """Curves are drawn so many times beyond the largest compute."""
 _MAX_DRAWN: Final = 4_000
 _METHODS: Final = {
-    "isoflop": (VERMILLION, "IsoFLOP frontier"),
-    "envelope": (PURPLE, "envelope of training curves"),
+    "isoflop": (VERMILLION, (0, (1, 1.5)), "IsoFLOP frontier"),
+    "envelope": (PURPLE, (2, (4, 2, 1, 2)), "envelope of training curves"),
 }
 _NUM_CURVES: Final = 7
 _NUM_COMPUTES: Final = 41
@@ -185,17 +184,9 @@ def _colour_bar(figure: Figure, axes: Axes, norm: LogNorm, label: str) -> None:
     bar.set_label(label)
 
 
-def _needs_only_size_and_tokens(law: ScalingLaw) -> bool:
-    forms = curve_forms()
-    return all(set(forms[c.form].columns) <= {"num_params", "num_tokens"} for c in law.components)
-
-
 def _predicted(law: ScalingLaw, points: Points) -> Array:
-    rest = {
-        name: value
-        for name, value in points.covariates().items()
-        if name not in ("num_params", "num_tokens", "train_flops")
-    }
+    given = points.covariates()
+    rest = {name: given[name] for name in law.variables if name not in ("num_params", "num_tokens")}
     return law.predict(
         points.num_params, points.num_tokens, level=None, train_flops=None, **rest
     ).loss
@@ -210,7 +201,7 @@ def _scatter(axes: Axes, x: Array, y: Array, points: Points, norm: LogNorm) -> N
 
 def _loss(law: ScalingLaw, points: Points) -> Figure:
     """Loss against compute: the law at several sizes, and its best with the interval."""
-    if not _needs_only_size_and_tokens(law):
+    if not law.needs_only_size_and_tokens:
         return _measured_against_fitted(law, points)
     figure, axes = _figure()
     norm = _scale(points.num_params)
@@ -313,7 +304,7 @@ def _residuals(law: ScalingLaw, points: Points) -> Figure:
 
 def _isoflop(law: ScalingLaw, points: Points) -> Figure | None:
     """Loss against size at each budget, its parabola and its best size."""
-    if not law.profiles or not _needs_only_size_and_tokens(law):
+    if not law.profiles or not law.needs_only_size_and_tokens:
         return None
     figure, axes = _figure()
     every = max(1, -(-len(law.profiles) // _MAX_BUDGETS))
@@ -361,7 +352,7 @@ def _best_size(law: ScalingLaw, points: Points) -> Figure | None:
     """Best size against compute: each method alone, and what is recommended."""
     flops = points.compute_flops
     compute = np.geomspace(float(flops.min()), _AHEAD * float(flops.max()), _NUM_COMPUTES)
-    if not _needs_only_size_and_tokens(law):
+    if not law.needs_only_size_and_tokens:
         return None
     try:
         chosen = [optimal_allocation(law, float(c)) for c in compute]
@@ -384,9 +375,9 @@ def _best_size(law: ScalingLaw, points: Points) -> Figure | None:
                   label=f"surface alone ({lead.form})")  # fmt: skip
     for method, frontier in law.frontiers.items():
         alone = [float(np.exp(frontier.log_best_params(float(c))[0])) for c in compute]
-        colour, name = _METHODS[method]
-        axes.plot(compute, alone, color=colour, linewidth=1.4, linestyle=(0, (1, 1.5)),
-                  zorder=3, label=f"{name} alone")  # fmt: skip
+        colour, dashes, name = _METHODS[method]
+        axes.plot(compute, alone, color=colour, linewidth=1.4, linestyle=dashes, zorder=4,
+                  label=f"{name} alone")  # fmt: skip
     _draw_vertices(axes, law)
     axes.axvline(float(flops.max()), color="#1a1a1a", linewidth=0.9, linestyle=(0, (1, 2)))
     axes.set_xlim(compute[0] / 1.5, compute[-1] * 1.1)

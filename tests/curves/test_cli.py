@@ -60,6 +60,15 @@ def test_json_is_one_document_with_the_suggestion(table, tmp_path):
     assert 1 <= len(document["suggestion"]["trials"]) <= 3
 
 
+def test_gaps_and_zeros_in_columns_that_no_form_reads_are_drawn(table, tmp_path):
+    rows = pd.read_csv(table).assign(warmup_fraction=0.0, learning_rate=1e-3)
+    rows.loc[3, "learning_rate"] = None
+    rows.to_csv(table, index=False)
+    done = _run(fit_command, table, "--map", "loss=final", "--draws", 20, "--plots", tmp_path / "p")
+    assert done.exit_code == 0
+    assert (tmp_path / "p" / "residuals.png").is_file()
+
+
 def test_one_point_is_predicted_without_a_table(table, tmp_path):
     _run(fit_command, table, "--map", "loss=final", "--draws", 20, "--no-plots")
     done = _run(

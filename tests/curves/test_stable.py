@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from planner.cli.fit import command as fit_command
 from planner.curves import ScalingLaw, best_sizes, fit, points_from_table, read_points
+from planner.errors import FitError
 from planner.trial import BatchConfig, ModelConfig, ScheduleConfig, TrainConfig, TrialConfig
 
 TRUTH = (1.8, 480.0, 2100.0, 0.35, 0.37)
@@ -127,6 +128,9 @@ def test_a_named_constant_schedule_keeps_every_row():
     assert len(points) == 270
     assert points.stable is not None
     assert points.stable.loss.size == 270
+    law = fit(points, num_bootstraps=50)
+    assert "checkpoints-of-one-run" not in [w.code for w in law.warnings]
+    assert law.checklist["set-up: schedule"] == "270 constant"
 
 
 def test_a_named_decaying_schedule_keeps_final_rows_alone():
@@ -135,7 +139,16 @@ def test_a_named_decaying_schedule_keeps_final_rows_alone():
     assert "243 not at a constant learning rate" in str(points.stable)
 
 
-@pytest.mark.parametrize("columns", [{}, {"learning_rate": 1e-3}, {"learning_rate": np.nan}])
+def test_a_table_left_with_too_few_lengths_says_what_was_left_out():
+    table = _checkpoints(schedule="cosine")
+    table = table[table.run.str.endswith(f"{LENGTHS[0]:.3g}")]
+    with pytest.raises(FitError, match=r"num_tokens: got 1 .*81 before the end of its schedule"):
+        fit(points_from_table(table))
+
+
+@pytest.mark.parametrize(
+    "columns", [{}, {"learning_rate": 1e-3}, {"learning_rate": np.nan}, {"schedule": None}]
+)
 def test_rows_whose_schedule_nothing_tells_are_kept_and_not_used_for_the_envelope(columns):
     law = fit(points_from_table(_checkpoints(**columns)), num_bootstraps=50)
     assert law.num_rows == 270
