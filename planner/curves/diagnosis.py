@@ -294,6 +294,21 @@ def _checkpoints(e: Evidence) -> Finding:
     )
 
 
+def _schedules_mixed(e: Evidence) -> Finding:
+    names = e.points.schedule
+    if names is None:
+        return None
+    is_constant, decays = names == CONSTANT, (names != CONSTANT) & (names != "")
+    if not (is_constant.any() and decays.any()):
+        return None
+    gap = float(np.median(e.residual[decays]) - np.median(e.residual[is_constant]))
+    return gap, (
+        f"{int(is_constant.sum())} trainings end at a constant rate and {int(decays.sum())} do not: "
+        f"their losses lie {100 * gap:+.1f} % apart around the law. A loss before any decay is "
+        "that of an unfinished training: fit each kind on its own."
+    )
+
+
 def _repeated(e: Evidence) -> Finding:
     if e.points.unique_tokens is None or any(c.form == "repeated" for c in e.components):
         return None
@@ -357,6 +372,7 @@ _CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "learning-rate-not-tuned": _learning_rate,
     "long-warmup": _warmup,
     "checkpoints-of-one-run": _checkpoints,
+    "schedules-mixed": _schedules_mixed,
     "repeated-data": _repeated,
     "loss-rises-with-tokens": _rising,
 }

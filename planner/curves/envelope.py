@@ -8,6 +8,7 @@ are compared (`methods`).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +21,8 @@ __all__ = ["Envelope", "fit_envelope"]
 
 NUM_LEVELS = 60
 MIN_SIZES = 3
+LEAST_WIDTH = 1e-12
+"""Of a step between levels, where all runs are at one compute."""
 
 SIZE_TOLERANCE = 0.02
 """Sizes that differ by less than this fraction are one."""
@@ -44,8 +47,8 @@ def fit_envelope(
 ) -> Envelope:
     """Return the envelope of runs, rows of (compute so far, loss, size, run).
 
-    Each run is interpolated in log-log between its own points, never beyond them, and a size takes
-    the lowest of its runs. Where the lowest size lies between two others the best one is the vertex
+    Each run is averaged within a level's width and interpolated in log-log between its own points,
+    never beyond them; a size takes the lowest of its runs. Where the lowest size lies between two others the best one is the vertex
     of the parabola in log N through the three. The power law goes through one place per size that
     is lowest somewhere: the means of log compute and of log vertex over its stretch. The losses of a
     run may err together, so a stretch counts as one observation with the scatter of a level.
@@ -92,13 +95,25 @@ def fit_envelope(
 def _size_curves(
     log_c: FloatArray, log_y: FloatArray, runs: IntArray, groups: IntArray, levels: FloatArray
 ) -> FloatArray:
-    """Return the lowest log loss of each size at each level, infinite where no run of it is."""
+    """Return the lowest log loss of each size at each level, infinite where no run of it is.
+
+    Reports of one run between two levels are averaged first: where a curve has many, the lowest of
+    several would otherwise be that of the largest noise.
+    """
+    width = max(float(levels[1] - levels[0]), LEAST_WIDTH)
+    place = np.floor((log_c - levels[0]) / width).astype(np.int64)
+    names, which = np.unique(runs * (levels.size + 1) + place, return_inverse=True)
+    num = np.bincount(which)
+    x, y = np.bincount(which, log_c) / num, np.bincount(which, log_y) / num
+    size_of_run = np.empty(int(runs.max()) + 1, dtype=np.int64)
+    size_of_run[runs] = groups
+    owner = names // (levels.size + 1)
+    ends = [0, *(np.flatnonzero(np.diff(owner)) + 1), owner.size]
     curves = np.full((int(groups.max()) + 1, levels.size), np.inf)
-    order = np.lexsort((log_c, runs))
-    starts = np.flatnonzero(np.diff(runs[order], prepend=-1))
-    for rows in np.split(order, starts[1:]):
-        mine = np.interp(levels, log_c[rows], log_y[rows], left=np.inf, right=np.inf)
-        np.minimum(curves[groups[rows[0]]], mine, out=curves[groups[rows[0]]])
+    for start, end in pairwise(ends):
+        mine = np.interp(levels, x[start:end], y[start:end], left=np.inf, right=np.inf)
+        curve = curves[size_of_run[owner[start]]]
+        np.minimum(curve, mine, out=curve)
     return curves
 
 

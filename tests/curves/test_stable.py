@@ -156,6 +156,17 @@ def test_rows_whose_schedule_nothing_tells_are_kept_and_not_used_for_the_envelop
     assert "checkpoints-of-one-run" in [w.code for w in law.warnings]
 
 
+def test_final_losses_of_constant_and_decaying_trainings_are_not_mixed_unsaid():
+    table = _checkpoints()
+    table = table[table.part == 1].drop(columns="run").reset_index()
+    table["schedule"] = np.where((table.index + table.index // 3) % 3 == 0, "constant", "cosine")
+    table.loc[table.schedule == "constant", "loss"] /= 0.95
+    law = fit(table, num_bootstraps=50)
+    (found,) = [w for w in law.warnings if w.code == "schedules-mixed"]
+    assert found.value == pytest.approx(0.05, abs=0.02)
+    assert "9 trainings end at a constant rate and 18 do not" in found.message
+
+
 def test_a_group_of_several_sizes_is_no_run():
     points = points_from_table(_checkpoints(run="all", learning_rate=np.linspace(1, 2, 270)))
     assert len(points) == 270
