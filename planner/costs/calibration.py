@@ -73,7 +73,9 @@ _MOST_TRIALS: Final = 400
 
 _TIME_PRIOR: Final = Prior()
 """Of step seconds; chosen so that no source of benchmarks/costs.py is much worse off than another."""
-_MEMORY_PRIOR: Final = Prior(effect=0.02, experts=0.02, amplitude=0.04, noise=0.1)
+_MEMORY_PRIOR: Final = Prior(
+    effect=0.02, experts=0.02, amplitude=0.04, kernels=0.0, noise=0.1, expert_noise=1.0
+)
 _MEMORY_LOG_SIGMA: Final = 0.2
 """Log standard deviation of measured over predicted peak memory without calibration; with it about nine
 tenths of the rows that benchmarks/costs.py reads are covered."""

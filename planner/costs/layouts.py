@@ -213,7 +213,7 @@ def _as_workload(problem: LayoutProblem, table: Array) -> Workload:
         data=data, shard=shard, zero_stage=stage, tensor=tensor,
         sequence_parallel=(tensor > 1).astype(np.float64), pipeline=pipeline, virtual=virtual,
         context=context, expert=expert, micro_batch=micro,
-        num_micro_batches=problem.sequences_per_step / (data * micro), recompute=recompute,
+        num_micro_batches=problem.sequences_per_step / (data * micro), recompute=recompute, early_stop=1.0,
         flash=float(problem.flash), compiled=float(problem.compiled),
     )  # fmt: skip
 

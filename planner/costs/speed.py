@@ -154,8 +154,12 @@ def _tokens(w: Workload) -> Number:
 
 
 def _matmul_seconds(w: Workload, rate: Number, cluster: Cluster, e: Efficiency) -> Array:
-    """Seconds of one forward pass of a block's matrix products, 2 T K N / (P e), e of `product_efficiency`."""
-    tokens, t = _tokens(w), w.tensor
+    """Seconds of a block's matrix products over all passes, 2 T K N / (P e) each, e of `product_efficiency`.
+
+    A full recomputation that stops early leaves out the MLP's last product.
+    """
+    tokens, t, passes = _tokens(w), w.tensor, _passes(w) - w.frozen
+    skipped = w.early_stop * (np.asarray(w.recompute) == 2.0)
     grid = cluster.device.is_cpu or cluster.device.is_tpu
     fill = 0.0 if grid else TILES_TO_FILL
     from_width = product_efficiency(tokens, w.d_model, fill)
@@ -165,14 +169,16 @@ def _matmul_seconds(w: Workload, rate: Number, cluster: Cluster, e: Efficiency) 
     attention = attention / (qkv + out) * w.attention_params / t
     width = np.maximum(w.dense_d_ff / t, 1.0)
     inner = w.mlp_matrices - 1.0
-    dense = inner / product_efficiency(tokens, inner * width, fill) + 1.0 / from_width
-    seconds = 2.0 * tokens * (attention + w.d_model * w.dense_d_ff / t * dense) / rate
+    dense = passes * inner / product_efficiency(tokens, inner * width, fill)
+    dense = dense + (passes - skipped) / from_width
+    seconds = passes * attention + w.d_model * w.dense_d_ff / t * dense
+    seconds = 2.0 * tokens * seconds / rate
     per_expert = tokens * w.experts_per_token / np.maximum(w.num_experts, 1.0) * w.expert
     width = np.maximum(w.expert_d_ff / t, 1.0)
     share = product_efficiency(np.maximum(per_expert, 1.0), width, EXPERT_FILL * fill)
     shared = w.num_shared_experts / product_efficiency(tokens, width, fill)
     active = (w.experts_per_token / share + shared) * w.expert_d_ff / t
-    grouped = 2.0 * tokens * w.mlp_matrices * w.d_model * active / (rate * e.grouped)
+    grouped = passes * 2.0 * tokens * w.mlp_matrices * w.d_model * active / (rate * e.grouped)
     return np.asarray(seconds + grouped)
 
 
@@ -337,7 +343,7 @@ def step_time(w: Workload, cluster: Cluster, e: Efficiency | None = None) -> Ste
     scaled = np.where(np.asarray(w.is_fp8) > 0, FP8_RATE, 1.0)
     rate = w.peak_flops_per_second * cluster.device.achievable_fraction * e.gemm * scaled
     passes, mode = _passes(w), np.asarray(w.recompute)
-    matmul = (passes - w.frozen) * _matmul_seconds(w, rate, cluster, e)
+    matmul = _matmul_seconds(w, rate, cluster, e)
     core_passes = 3.5 + 1.0 * (mode == 1.0) + 1.0 * (mode == 2.0)
     attention = core_passes * _attention_seconds(w, rate, cluster, e)
     elementwise = (passes + 1.0 * (mode == 1.25) + 0.5 * (mode == 1.5)) * _elementwise_seconds(

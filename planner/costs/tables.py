@@ -281,6 +281,9 @@ def _execution_fields(row: Mapping[str, str]) -> dict[str, float]:
         "attention_gain": 1.5 if "te)" in attention or "cudnn" in attention else 1.0,
         "flash": float("flash" in attention or "cudnn" in attention or not attention),
         "compiled": _number(row, "compile", 0.0),
+        "early_stop": float(
+            _number(row, "fsdp", 0.0) > 0 and "deepspeed" not in _text(row, "framework")
+        ),
         "release": _release(row),
         "fused_gate": float(megatron),
         "weighted_inner": float(megatron),

@@ -85,6 +85,9 @@ class Workload:
     num_micro_batches: Number = 1.0
     recompute: Number = 0.0
     """See RECOMPUTE."""
+    early_stop: Number = 0.0
+    """Whether recomputation of a block ends with the last tensor that its backward pass reads, as torch's
+    checkpoints without re-entry do, so that the last product is not run again."""
     flash: Number = 1.0
     """Whether attention scores are never written to memory."""
     compiled: Number = 0.0
@@ -330,6 +333,7 @@ def workload_of(
         micro_batch=config.micro_batch_sequences,
         num_micro_batches=config.num_micro_batches,
         recompute=RECOMPUTE[execution.activation_checkpointing],
+        early_stop=1.0,
         compiled=float(execution.compile),
         chunked_loss=float(execution.chunked_loss),
     )

@@ -158,6 +158,53 @@ def test_layouts_are_ranked_by_what_trials_showed_beside_the_constants(cluster_o
     assert sum(after[0].step_breakdown_seconds.values()) == pytest.approx(found)
 
 
+def test_a_slow_kernel_is_learnt_for_its_products_and_less_for_others(workload_on, cluster_of):
+    cluster = cluster_of("16xh100-sxm")
+    cells = [workload_on(data=16.0, micro_batch=b) for b in (1.0, 2.0, 4.0, 8.0)]
+    slow = measured([*cells, *cells], cluster, np.array([1.0, 1.3, 1.0, 1.0] * 2))
+    found = calibrate(slow)
+    other = [replace(w, num_layers=2.0 * w.num_layers, data=8.0, pipeline=2.0) for w in cells]
+    truth = measured(other, cluster, np.ones(4))
+    seconds = np.array([trial.step_seconds for trial in truth])
+    ratio = found.predict(concatenate(other), cluster).value / seconds
+    assert ratio[1] > 1.1 * max(ratio[0], ratio[2], ratio[3])
+
+
+def test_trials_that_contradict_each_other_leave_the_defaults(configurations, cluster_of):
+    cluster = cluster_of("16xh100-sxm")
+    default = step_time(concatenate(configurations), cluster).total
+    sign = np.where(np.arange(len(configurations)) % 3 == 0, 1.25, 0.8)
+
+    def moved(factors):
+        trials = [
+            MeasuredTrial(workload=w, cluster=cluster, step_seconds=float(s * f))
+            for w, s, f in zip(configurations, default, factors, strict=True)
+        ]
+        order = np.random.default_rng(2).permutation(len(trials))
+        found = calibrate([trials[i] for i in order[:8]])
+        rest = order[8:]
+        value = found.predict(concatenate([configurations[i] for i in rest]), cluster).value
+        return np.abs(np.log(value / default[rest]))
+
+    agreeing = moved(np.full(len(sign), 1.25))
+    contradicting = moved(np.random.default_rng(7).permutation(sign))
+    assert np.median(agreeing) > 0.15
+    assert np.median(contradicting) < 0.4 * np.median(agreeing)
+
+
+def test_a_recomputation_that_stops_early_saves_the_last_product_only(workload_on, cluster_of):
+    cluster = cluster_of("8xh100-sxm")
+
+    def matmul(recompute, early_stop):
+        w = workload_on(
+            data=8.0, micro_batch=4.0, vocab_size=0.0, recompute=recompute, early_stop=early_stop
+        )
+        return float(step_time(w, cluster).matmul)
+
+    assert matmul(0.0, 1.0) == matmul(0.0, 0.0)
+    assert matmul(0.0, 1.0) < matmul(2.0, 1.0) < matmul(2.0, 0.0)
+
+
 def test_far_from_the_trials_the_interval_is_wider_than_near_them(configurations, cluster_of):
     cluster = cluster_of("16xh100-sxm")
     found = calibrate(measured(configurations[:8], cluster, np.ones(8)))
