@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from planner.costs import estimate, parse_cluster, resolve_cluster
 from planner.curves import fit
 from planner.errors import ConfigError
 from planner.recommendation import Recommendation, recommend, run_law
-from planner.results import Results, read_results
+from planner.results import CurvePoint, Results, read_results
 from planner.run_folder import RunFolder
 from planner.search_space import grid_points
 from planner.study import Study, load_study, trial_config
@@ -38,6 +39,11 @@ LAWS = {
 FACTORS = (3.0, 10.0, 30.0, 100.0)
 NOISE = 0.004
 """Standard deviation of log loss of one training."""
+NUM_REPORTS = 20
+REPORT_NOISE = 0.002
+"""Of one report, beside what all reports of its training share."""
+DECAY_GAIN = 0.03
+"""By which the decay at the end lowers log loss."""
 
 
 def true_loss(law: tuple[float, ...], num_params: float, num_tokens: float) -> float:
@@ -54,10 +60,10 @@ def least_loss(law: tuple[float, ...], compute: float) -> tuple[float, float]:
 
 
 def simulated(study: Study, law: tuple[float, ...], seed: int) -> Results:
-    """Return the results of a study whose trials follow a law."""
-    generator = np.random.default_rng(seed)
+    """Return the results of a study whose trials follow a law, with reports at a constant rate."""
+    generator, other = np.random.default_rng(seed), np.random.default_rng([seed, 1])
     cluster = resolve_cluster(study.cluster)
-    trials = []
+    trials, reports = [], []
     for number, point in enumerate(grid_points(study.search_space, study.base)):
         try:
             config = trial_config(study, point)
@@ -65,30 +71,43 @@ def simulated(study: Study, law: tuple[float, ...], seed: int) -> Results:
             continue  # the space's constraints leave this corner out
         cost = estimate(config, cluster)
         loss = true_loss(law, cost.num_params, cost.train_tokens)
+        luck = NOISE * generator.normal()
+        for part in np.arange(1, NUM_REPORTS) / NUM_REPORTS:
+            midway = true_loss(law, cost.num_params, part * cost.train_tokens)
+            noise = luck + DECAY_GAIN + REPORT_NOISE * other.normal()
+            reports.append(
+                CurvePoint(
+                    trial=f"t{number:03d}", attempt=1, train_tokens=int(part * cost.train_tokens),
+                    train_flops=part * cost.train_flops, val_loss=midway * math.exp(noise),
+                )
+            )  # fmt: skip
         trials.append(
             TrialResult(
                 trial=f"t{number:03d}", config=config.model_dump(mode="json"),
                 state=TrialState.COMPLETED, num_workers=config.layout.num_workers,
                 num_params=cost.num_params, num_params_non_embedding=cost.num_params_non_embedding,
                 train_tokens=cost.train_tokens, train_flops=cost.train_flops,
-                num_steps=cost.num_steps, val_loss=loss * math.exp(NOISE * generator.normal()),
+                num_steps=cost.num_steps, val_loss=loss * math.exp(luck),
                 tokens_per_second=0.8 * config.tokens_per_step / cost.step_seconds,
             )
         )  # fmt: skip
     return Results(
-        study=study, trials=tuple(trials), curves=(), spend=Spend(), folder=RunFolder(Path())
-    )
+        study=study, trials=tuple(trials), curves=tuple(reports), spend=Spend(),
+        folder=RunFolder(Path()),
+    )  # fmt: skip
 
 
-def simulation(num_seeds: int) -> None:
-    """Print the table of regrets."""
+def simulation(num_seeds: int, *, with_reports: bool) -> None:
+    """Print the table of regrets, from final losses alone or from reports of the trials too."""
     study = load_study("isoflop-h100")
     cluster = parse_cluster("64xh100-sxm")
+    methods: Counter[str] = Counter()
     rows: dict[float, list[tuple[float, float, float, bool, float]]] = {f: [] for f in FACTORS}
     for law in LAWS.values():
         for seed in range(num_seeds):
             results = simulated(study, law, seed)
-            fitted = fit(results.to_frame(), seed=seed)
+            fitted = fit(results if with_reports else results.to_frame(), seed=seed)
+            methods.update(list(fitted.frontiers))
             largest = max(trial.train_flops or 0.0 for trial in results.trials)
             for factor in FACTORS:
                 answer = recommend(
@@ -96,6 +115,7 @@ def simulation(num_seeds: int) -> None:
                 )
                 rows[factor].append(scored(answer, law))
     print(f"{len(LAWS)} laws x {num_seeds} seeds, {len(results.trials)} trials each, noise {NOISE}")
+    print("surface and", ", ".join(f"{name} in {number}" for name, number in methods.items()))
     print("budget  regret median  regret max  size / best  loss error  interval holds  half width")
     for factor, found in rows.items():
         regret, size, error, inside, width = (
@@ -155,7 +175,8 @@ def main() -> None:
     if options.run:
         reality(options.run, options.runs, options.budget)
     else:
-        simulation(options.seeds)
+        for with_reports in (False, True):
+            simulation(options.seeds, with_reports=with_reports)
 
 
 if __name__ == "__main__":

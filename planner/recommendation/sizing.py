@@ -1,6 +1,7 @@
 """The best size by all methods of the law, and the prediction centred on it.
 
-A surface and IsoFLOP profiles err differently on the best size, so the law's allocation takes both.
+Surface, IsoFLOP profiles and envelope err differently on the best size, so the law's allocation takes
+all that there are.
 The prediction used for ranking is the surface moved along equal compute, L(N / r, D r), by the one
 ratio r that puts its optimum where the allocation is; the least loss at a compute stays what the
 surface says, and only which size reaches it moves.
