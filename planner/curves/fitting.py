@@ -10,7 +10,7 @@ import numpy as np
 from planner.curves.arrays import FloatArray
 from planner.curves.diagnosis import Evidence, diagnose, fill_checklist
 from planner.curves.forms import CurveForm, find_form
-from planner.curves.intervals import bootstrap_coefficients, expanded_tail
+from planner.curves.intervals import bootstrap_coefficients, expanded_tail, has_flat_direction
 from planner.curves.isoflop import (
     isoflop_profiles,
 )
@@ -298,12 +298,12 @@ def _coefficients(
     if form.decode is None or not _is_flat(coefficients, float(points.loss.min())):
         return coefficients
     problem, theta = form_problem(form, points, objective, ranges)
-    return profile_coefficients(problem, theta[0], level=level)
+    return profile_coefficients(problem, theta[0], level=level, starts=theta[1:])
 
 
 def _is_flat(coefficients: tuple[Coefficient, ...], least_loss: float) -> bool:
-    """Return whether a direction is flat: an open end, or an asymptote that may be anything."""
-    if any(c.lower is None or c.upper is None for c in coefficients):
+    """Return whether a direction is flat, or the asymptote may be anything."""
+    if has_flat_direction(coefficients):
         return True
     widths = [
         c.upper - c.lower for c in coefficients if c.name in ("E", "e") and c.upper and c.lower

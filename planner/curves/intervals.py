@@ -1,8 +1,8 @@
 """Intervals of coefficients, by one mechanism for every curve.
 
-Bootstrap quantiles, widened for few rows; where the bootstrap shows a flat direction (a coefficient
-reaches a value at which it stops mattering) the profile of the objective replaces them
-(`profiles`). Coefficients that a design leaves wholly open are refused.
+Bootstrap quantiles, widened for few rows; where the bootstrap shows a flat or bent direction (a
+coefficient reaches a value at which it stops mattering, or its draws lie almost all to one side) the
+profile of the objective replaces them (`profiles`). Coefficients that a design leaves wholly open are refused.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ __all__ = [
     "bootstrap_coefficients",
     "expanded_tail",
     "fit_curve",
+    "has_flat_direction",
     "resampling_counts",
 ]
 
@@ -40,6 +41,14 @@ HUBER_DEVIATIONS = 1.5
 
 COARSE_GAIN = 1e-6
 """Relative decrease in one step at which least squares are near enough to choose delta."""
+
+SEARCH_ITERATIONS = 60
+"""Steps from each start, and again from the best with Huber's loss."""
+
+
+LOPSIDED = 10.0
+"""An interval that reaches so many times as far on one side as on the other, in logs where the
+coefficient is positive, shows a valley that bends: quantiles then say where the draws stopped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,16 +87,18 @@ def resampling_counts(
 def expanded_tail(level: float, num_rows: int, num_coefficients: int) -> float:
     """Return the share of draws left out at either end of an interval.
 
-    tail = Phi(-sqrt(n/(n-p)) t), t the quantile of Student's t with n - p degrees of freedom: a
-    bootstrap deviates by sqrt((n-p)/n) of what it should, and few rows are no normal sample.
+    tail = Phi(-n/(n-p) t), t the quantile of Student's t with n - p degrees of freedom: few rows are
+    no normal sample, and the residual of a row falls short of its error by its leverage, p/n on
+    average, which the jackknife (HC3) makes good.
 
-    Source: Hesterberg 2015 (The American Statistician 69, section 3.3), with p for one.
+    Source: Hesterberg 2015 (The American Statistician 69, section 3.3), with HC3 (MacKinnon and
+    White 1985, Journal of Econometrics 29) for its sqrt(n/(n-1)).
 
     >>> round(expanded_tail(0.9, 10**6, 5), 3), round(expanded_tail(0.9, 12, 4), 4)
-    (0.05, 0.0114)
+    (0.05, 0.0026)
     """
     freedom = max(num_rows - num_coefficients, 1)
-    quantile = stdtrit(freedom, 0.5 + 0.5 * level) * np.sqrt(num_rows / freedom)
+    quantile = stdtrit(freedom, 0.5 + 0.5 * level) * num_rows / freedom
     return float(ndtr(-quantile))
 
 
@@ -110,6 +121,21 @@ def bootstrap_coefficients(
         as_coefficient(name, float(v), float(lo), float(hi), level, ranges, "bootstrap")
         for name, v, lo, hi in zip(names, values, low, high, strict=True)
     )
+
+
+def has_flat_direction(coefficients: Sequence[Coefficient]) -> bool:
+    """Return whether a bootstrap interval is open, or all but one-sided (`LOPSIDED`)."""
+    return any(_is_lopsided(c) for c in coefficients)
+
+
+def _is_lopsided(coefficient: Coefficient) -> bool:
+    low, value, high = coefficient.lower, coefficient.value, coefficient.upper
+    if low is None or high is None:
+        return True
+    if low > 0:
+        low, value, high = np.log(low), np.log(value), np.log(high)
+    below, above = value - low, high - value
+    return max(below, above) > LOPSIDED * min(below, above)
 
 
 def fit_curve(
@@ -135,7 +161,13 @@ def fit_curve(
     ones = np.ones((1, problem.target.size))
     weights = np.repeat(ones, len(starts), axis=0)
     if problem.delta is None:
-        search = partial(minimize_robust, problem.model, problem.target, slopes=problem.slopes)
+        search = partial(
+            minimize_robust,
+            problem.model,
+            problem.target,
+            slopes=problem.slopes,
+            iterations=SEARCH_ITERATIONS,
+        )
         theta, value = search(starts, weights, delta=float("inf"), tolerance=COARSE_GAIN)
         best = theta[[value.argmin()]]
         delta = _adaptive_delta(problem.model(best)[0] - problem.target)
@@ -151,7 +183,7 @@ def fit_curve(
         counts = resampling_counts(problem.target.size, num_bootstraps, seed, problem.group)
         begin = np.repeat(best, num_bootstraps, axis=0)
         draws, _ = minimize(problem, begin, counts, delta)
-        coefficients = _intervals(problem, best, draws, level)
+        coefficients = _intervals(problem, np.concatenate([best, starts]), draws, level)
     return CurveFit(
         theta=best[0],
         draws=draws,
@@ -177,18 +209,19 @@ def _without_intervals(
 
 
 def _intervals(
-    problem: CurveProblem, best: FloatArray, draws: FloatArray, level: float
+    problem: CurveProblem, theta: FloatArray, draws: FloatArray, level: float
 ) -> tuple[Coefficient, ...]:
+    """Return the intervals at theta, shape (1 + m, p): the optimum, then where searches start."""
     with np.errstate(over="ignore"):
-        values, natural = problem.natural(best)[0], problem.natural(draws)
+        values, natural = problem.natural(theta[:1])[0], problem.natural(draws)
     coefficients = bootstrap_coefficients(
         problem.names,
         values,
         np.clip(np.nan_to_num(natural, nan=np.inf), -LARGEST, LARGEST),
         level=level,
-        tail=expanded_tail(level, problem.num_independent, best.shape[1]),
+        tail=expanded_tail(level, problem.num_independent, theta.shape[1]),
         ranges=problem.ranges,
     )
-    if any(c.lower is None or c.upper is None for c in coefficients):
-        return profile_coefficients(problem, best[0], level=level)
+    if has_flat_direction(coefficients):
+        return profile_coefficients(problem, theta[0], level=level, starts=theta[1:])
     return coefficients

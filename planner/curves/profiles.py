@@ -8,7 +8,7 @@ is `None`, never a number.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import erf, stdtrit
@@ -16,12 +16,21 @@ from scipy.special import erf, stdtrit
 from planner.curves.arrays import FloatArray
 from planner.curves.law import Coefficient
 from planner.curves.problem import DEVIATION_OF_MEDIAN, CurveProblem
-from planner.curves.robust import jacobian, minimize_robust
+from planner.curves.robust import FINE_ITERATIONS, jacobian, minimize_robust, one_sided
 
 __all__ = ["LARGEST", "as_coefficient", "profile_coefficients", "profile_of"]
 
-PROFILE_STEPS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 9.0, 16.0, 30.0)
+PROFILE_STEPS = (1.0, 2.0, 3.5, 7.0, 15.0)
 """Where a profile is taken, in standard errors on either side, besides the end of the range."""
+
+REFINEMENT = 4
+"""Equal pieces into which the step that crosses the allowance is cut once more."""
+
+SEARCH_ITERATIONS = 20
+"""Steps from each start, after which the best of each held value and its neighbours go on."""
+
+SEARCH_GAIN, PROFILE_GAIN = 1e-3, 1e-7
+"""Relative decrease of the objective in one step at which either has arrived."""
 
 LARGEST = 1e200
 """Numbers beyond it mean nothing: an end there is open."""
@@ -62,6 +71,7 @@ def profile_coefficients(
     theta: FloatArray,
     *,
     level: float = 0.9,
+    starts: FloatArray | None = None,
 ) -> tuple[Coefficient, ...]:
     """Return the coefficients whose objective, all others at their best, is within the allowance.
 
@@ -72,11 +82,13 @@ def profile_coefficients(
         problem: With its delta.
         theta: The optimum, shape (p,).
         level: Of the intervals.
+        starts: Other theta to begin at, shape (m, p): the valley along a coefficient may not be
+            the one the optimum lies in.
     """
     values = problem.natural(theta[None])[0]
     found = []
     for place, (name, value) in enumerate(zip(problem.names, values, strict=True)):
-        profile = _Profile.of(problem, theta, place)
+        profile = _Profile.of(problem, theta, place, starts)
         low, high = (value, value) if profile is None else profile.ends(level)
         found.append(as_coefficient(name, value, low, high, level, {}, "profile"))
     return tuple(found)
@@ -102,12 +114,21 @@ class _Profile:
     """Change of theta per unit of the coordinate along the floor of the valley, shape (p,)."""
     error: float
     """Standard error of the coordinate."""
+    others: FloatArray
+    """Further theta to begin at, shape (m, p)."""
 
     @classmethod
-    def of(cls, problem: CurveProblem, theta: FloatArray, place: int) -> _Profile | None:
+    def of(
+        cls,
+        problem: CurveProblem,
+        theta: FloatArray,
+        place: int,
+        starts: FloatArray | None = None,
+    ) -> _Profile | None:
         """Return the profile, or None where the coefficient is a constant of the form."""
         value = problem.natural(theta[None])[0, place]
-        bare = cls(problem, theta, place, bool(value > 0), np.zeros_like(theta), 0.0)
+        others = theta[None] if starts is None else starts
+        bare = cls(problem, theta, place, bool(value > 0), np.zeros_like(theta), 0.0, others)
         gradient = jacobian(lambda at: bare.coordinate(at)[:, None], theta[None])[0, 0]
         if not np.abs(gradient).max() > 1e-9:
             return None
@@ -120,7 +141,7 @@ class _Profile:
         variance = float(gradient @ direction)
         deviation = float(np.median(np.abs(residual))) * DEVIATION_OF_MEDIAN + 1e-9
         error = max(deviation * np.sqrt(variance), 1e-6)
-        return cls(problem, theta, place, bool(value > 0), direction / variance, error)
+        return replace(bare, towards=direction / variance, error=error)
 
     def coordinate(self, theta: FloatArray) -> FloatArray:
         """Return the coefficient, in logs where it is positive, shape (b,)."""
@@ -129,8 +150,17 @@ class _Profile:
 
     def ends(self, level: float) -> tuple[float | None, float | None]:
         """Return where the profile crosses the allowance on either side."""
-        places, heights = self._taken()
+        places, thetas, heights = self._taken()
         allowed = float(heights.min()) + _allowance(self.problem, self.theta, level)
+        within = np.flatnonzero(heights <= allowed)
+        steps = [i for i in (within[0] - 1, within[-1]) if 0 <= i < places.size - 1]
+        if steps:
+            share = np.arange(1, REFINEMENT) / REFINEMENT
+            held = np.concatenate([places[i] + share * (places[i + 1] - places[i]) for i in steps])
+            begin = np.repeat([[thetas[i], thetas[i + 1]] for i in steps], share.size, axis=0)
+            _, more = self._held(held, begin.transpose(1, 0, 2))
+            order = np.argsort(places := np.concatenate([places, held]), kind="stable")
+            places, heights = places[order], np.concatenate([heights, more])[order]
         low = _crossing(places[::-1], heights[::-1], allowed)
         high = _crossing(places, heights, allowed)
         return (
@@ -140,17 +170,22 @@ class _Profile:
 
     def heights(self) -> tuple[tuple[float, float], ...]:
         """Return (value, objective) from one end of the range to the other."""
-        pairs = zip(*self._taken(), strict=True)
-        return tuple((self._value(float(x)), float(y)) for x, y in pairs)
+        places, _, heights = self._taken()
+        return tuple(
+            (self._value(float(x)), float(y)) for x, y in zip(places, heights, strict=True)
+        )
 
-    def _taken(self) -> tuple[FloatArray, FloatArray]:
-        """Return coordinates, ascending, and the objective at each; the optimum is one of them."""
+    def _taken(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return coordinates (k,), ascending, the best theta (k, p) and objective (k,) at each.
+
+        The optimum is one of them.
+        """
         origin = float(self.coordinate(self.theta[None])[0])
         below, above = (self._points(origin, limit) for limit in self._limits(origin))
         places = np.concatenate([below[::-1], [origin], above])
-        heights = self._objective(origin, places)
+        thetas, heights = self._searched(origin, places)
         heights[below.size] = min(heights[below.size], self._least())
-        return places, heights
+        return places, thetas, heights
 
     def _value(self, coordinate: float) -> float:
         return float(np.exp(coordinate)) if self.is_log else coordinate
@@ -171,7 +206,7 @@ class _Profile:
         if not np.isfinite(limit):
             return points
         return np.concatenate(
-            [points, np.linspace(points[-1] if points.size else origin, limit, 4)[1:]]
+            [points, np.linspace(points[-1] if points.size else origin, limit, 3)[1:]]
         )
 
     def _least(self) -> float:
@@ -179,24 +214,28 @@ class _Profile:
         clipped = np.minimum(size, self._delta)
         return float((clipped * (size - 0.5 * clipped)).sum())
 
-    def _objective(self, origin: float, held: FloatArray) -> FloatArray:
-        """Return the least objective with the coefficient held at each coordinate, shape (k,).
+    def _searched(self, origin: float, held: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return the best theta (k, p) with the coefficient held at each coordinate, objective (k,).
 
-        Twice, where the form has no better search: along the valley from the optimum, then from
-        what the neighbours on either side found.
+        Twice, where the form has no better search: along the valley from the optimum and from every
+        other start, a few steps; then from what this and the neighbours on either side found.
         """
         away = (held - origin)[:, None] * self.towards
-        starts = np.stack([self.theta + away, np.tile(self.theta, (held.size, 1))])
-        theta, value = self._held(held, starts)
+        starts = np.stack([self.theta + away, *(np.tile(x, (held.size, 1)) for x in self.others)])
+        theta, value = self._held(held, starts, is_search=True)
         if self.problem.hold is not None:
-            return value
+            return theta, value
         inner, outer = np.roll(theta, 1, axis=0), np.roll(theta, -1, axis=0)
         inner[0], outer[-1] = theta[0], theta[-1]
-        _, again = self._held(held, np.stack([inner, outer]))
-        return np.minimum(value, again)
+        return self._held(held, np.stack([theta, inner, outer]))
 
-    def _held(self, held: FloatArray, starts: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return the best theta (k, p) and objective (k,) from starts (s, k, p)."""
+    def _held(
+        self, held: FloatArray, starts: FloatArray, *, is_search: bool = False
+    ) -> tuple[FloatArray, FloatArray]:
+        """Return the best theta (k, p) and objective (k,) from starts (s, k, p).
+
+        A search takes a few steps while Huber's delta narrows; otherwise the starts are near.
+        """
         problem, (num, size, width) = self.problem, starts.shape
         if problem.hold is not None:
             return problem.hold(self.place, held, starts)
@@ -205,6 +244,12 @@ class _Profile:
             miss = HOLD * (self.coordinate(theta[:, 1:]) - theta[:, 0])
             return np.concatenate([problem.model(theta[:, 1:]), miss[:, None]], axis=1)
 
+        def slopes(theta: FloatArray) -> FloatArray:
+            of_miss = HOLD * jacobian(lambda at: self.coordinate(at)[:, None], theta[:, 1:])
+            both = np.concatenate([slopes_of(theta[:, 1:]), of_miss], axis=1)
+            return np.pad(both, ((0, 0), (0, 0), (1, 0)))
+
+        slopes_of = problem.slopes or (lambda at: one_sided(problem.model, at))
         delta = np.full(problem.target.size + 1, self._delta)
         delta[-1] = np.inf
         theta, value = minimize_robust(
@@ -213,7 +258,10 @@ class _Profile:
             np.column_stack([np.tile(held, num), starts.reshape(-1, width)]),
             np.ones((num * size, delta.size)),
             delta=delta,
-            num_fixed=1,
+            slopes=slopes,
+            is_wide=not is_search,
+            iterations=SEARCH_ITERATIONS if is_search else FINE_ITERATIONS,
+            tolerance=SEARCH_GAIN if is_search else PROFILE_GAIN,
         )
         best = value.reshape(num, size).argmin(axis=0)
         rows = np.arange(size)
@@ -227,21 +275,29 @@ class _Profile:
 
 
 def _crossing(places: FloatArray, heights: FloatArray, allowed: float) -> float | None:
-    """Return where heights last rise above what is allowed, in the order of places."""
+    """Return where heights last rise above what is allowed, in the order of places.
+
+    Between two places the root of the rise is taken as straight, as it is for a parabola.
+    """
     last = int(np.flatnonzero(heights <= allowed)[-1])
     if last == len(places) - 1:
         return None
-    rise = heights[last + 1] - heights[last]
-    share = (allowed - heights[last]) / rise if np.isfinite(rise) and rise > 0 else 1.0
+    inside, outside, edge = np.sqrt(
+        np.maximum(np.array([heights[last], heights[last + 1], allowed]) - heights.min(), 0.0)
+    )
+    share = (edge - inside) / (outside - inside) if np.isfinite(outside) else 1.0
     return float(places[last] + np.clip(share, 0.0, 1.0) * (places[last + 1] - places[last]))
 
 
 def _allowance(problem: CurveProblem, theta: FloatArray, level: float) -> float:
-    """Return how far a profile may rise: t^2 E[psi^2] n / (2 E[psi'] (n - p)) for Huber's loss.
+    """Return how far a profile may rise: K^2 t^2 E[psi^2] n / (2 E[psi'] (n - p)) for Huber's loss.
 
-    The sum of psi is taken over rows that err together before it is squared. E[psi'] is that of a
-    normal with the robust deviation of the residuals: a fit that passes through some of its rows
-    has more residuals near zero than there is noise.
+    K = 1 + p (1 - E[psi']) / (n E[psi']): rows beyond delta hold nothing in place, so that fewer
+    than n bear the p coefficients. E[psi'] is that of a normal with the robust deviation of the
+    residuals: a fit that passes through some of its rows has more residuals near zero than there is
+    noise. The sum of psi is taken over rows that err together before it is squared.
+
+    Source: Huber 1981 (Robust Statistics), equations 7.6.5 and 7.6.6, for K and n - p.
     """
     delta = np.inf if problem.delta is None else problem.delta
     residual = problem.model(theta[None])[0] - problem.target
@@ -251,6 +307,7 @@ def _allowance(problem: CurveProblem, theta: FloatArray, level: float) -> float:
         deviation = float(np.median(size)) * DEVIATION_OF_MEDIAN
         deviation *= float(np.sqrt(size.size / max(size.size - theta.size, 1)))
         slope = float(erf(delta / (np.sqrt(2.0) * max(deviation, 1e-12))))
+    slope = max(slope, 1e-6)
     variance = float((psi**2).mean())
     if problem.group is not None:
         number = np.unique(problem.group, return_inverse=True)[1].ravel()
@@ -258,5 +315,6 @@ def _allowance(problem: CurveProblem, theta: FloatArray, level: float) -> float:
         variance = max(variance, together)
     num = problem.num_independent
     freedom = max(num - theta.size, 1)
-    quantile = float(stdtrit(freedom, 0.5 + 0.5 * level))
-    return 0.5 * quantile**2 * variance / max(slope, 1e-6) * num / freedom
+    inflation = 1.0 + theta.size / size.size * (1.0 - slope) / slope
+    quantile = inflation * float(stdtrit(freedom, 0.5 + 0.5 * level))
+    return float(0.5 * quantile**2 * variance / slope * num / freedom)

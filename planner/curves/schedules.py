@@ -20,7 +20,7 @@ from planner.errors import ConfigError, FitError
 __all__ = ["LossTrace", "ScheduleLaw", "fit_schedule_law"]
 
 SEGMENTS = 160
-"""A schedule is cut into so many pieces of equal steps; lowerings act at their ends."""
+"""A schedule is cut into so many pieces of equal steps; the lowerings of one act as their mean."""
 
 FIT_POINTS = 60
 """Losses per trace that are fitted: a curve is smooth between them."""
@@ -47,12 +47,18 @@ class LossTrace:
 
 @dataclass(frozen=True, slots=True)
 class _Segments:
-    """Sums of a schedule at segment ends, in units of the peak rate times a thousand steps."""
+    """A schedule cut into pieces, in units of the peak rate times a thousand steps."""
 
     summed: FloatArray
-    lowered: FloatArray
-    rate: FloatArray
+    """Of the rate, up to the end of each piece, shape (k,)."""
     step: FloatArray
+    """At the end of each piece, shape (k,)."""
+    lowered: FloatArray
+    """What the rate falls by within each piece that lowers it, shape (m,)."""
+    lowered_at: FloatArray
+    """The summed rate before those falls, their mean by size, shape (m,)."""
+    log_rate: FloatArray
+    """Log of the rate after those falls, their mean by size, shape (m,)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -80,11 +86,21 @@ class ScheduleLaw:
 
 def _cut(rate: FloatArray, peak: float) -> _Segments:
     edges = np.unique(np.linspace(0, rate.size, SEGMENTS + 1).round().astype(np.int64))
-    total = np.concatenate([[0.0], np.cumsum(rate)]) / (1000.0 * peak)
-    ends = rate[edges[1:] - 1] / peak
-    before = np.concatenate([[ends[0]], ends[:-1]])
+    relative = rate / peak
+    total = np.concatenate([[0.0], np.cumsum(relative)]) / 1000.0
+    fall = np.maximum(-np.diff(relative, prepend=relative[0]), 0.0)
+    lowered = np.add.reduceat(fall, edges[:-1])
+    used = lowered > 0
+
+    def mean(values: FloatArray) -> FloatArray:
+        return np.asarray(np.add.reduceat(fall * values, edges[:-1])[used] / lowered[used])
+
     return _Segments(
-        total[edges[1:]], before - ends, np.maximum(ends, 1e-6), edges[1:].astype(float)
+        summed=total[edges[1:]],
+        step=edges[1:].astype(float),
+        lowered=lowered[used],
+        lowered_at=mean(total[:-1]),
+        log_rate=mean(np.log(np.maximum(relative, 1e-6))),
     )
 
 
@@ -98,25 +114,19 @@ def _curve(
     """
     floor, a, alpha, b, c, beta, gamma = (np.exp(theta[:, i, None]) for i in range(7))
     summed = np.interp(step, s.step, s.summed)
-    lowered = np.maximum(s.lowered, 0.0)
-    since = np.maximum(
-        summed[:, None] - s.summed[None, :] + s.rate * np.diff(s.step, prepend=0) / 1e3, 0.0
-    )
-    since = np.where(step[:, None] >= s.step[None, :] - 0.5, since, 0.0)
-    used = lowered > 0
-    since, drop, log_rate = since[:, used], lowered[used], np.log(s.rate[used])
+    since = np.maximum(summed[:, None] - s.lowered_at[None, :], 0.0)
     gain = np.zeros((len(theta), step.size))
     gain_slopes = np.zeros((len(theta), step.size, 3))
     for row in range(len(theta)):
-        reach = c[row] * np.exp(-gamma[row] * log_rate) * since
+        reach = c[row] * np.exp(-gamma[row] * s.log_rate) * since
         log_reach = np.log1p(reach)
         left = np.exp(-beta[row] * log_reach)
-        gain[row] = (1.0 - left) @ drop
+        gain[row] = (1.0 - left) @ s.lowered
         if with_slopes:
             growth = beta[row] * left * reach / (1.0 + reach)
-            gain_slopes[row, :, 0] = growth @ drop
-            gain_slopes[row, :, 1] = beta[row] * ((left * log_reach) @ drop)
-            gain_slopes[row, :, 2] = -gamma[row] * (growth @ (drop * log_rate))
+            gain_slopes[row, :, 0] = growth @ s.lowered
+            gain_slopes[row, :, 1] = beta[row] * ((left * log_reach) @ s.lowered)
+            gain_slopes[row, :, 2] = -gamma[row] * (growth @ (s.lowered * s.log_rate))
     power = a * summed[None, :] ** -alpha
     loss = np.asarray(floor + power - b * gain)
     if not with_slopes:
@@ -159,7 +169,7 @@ def fit_schedule_law(
             )
     peak = float(max(trace.learning_rate.max() for trace in traces))
     pieces = [_cut(trace.learning_rate, peak) for trace in traces]
-    if not any((p.lowered > 0).any() for p in pieces):
+    if not any(p.lowered.size for p in pieces):
         raise FitError(
             "no trace lowers its rate: what a decay brings is not identified.",
             hint="Add a training with a cosine or a cooldown.",
