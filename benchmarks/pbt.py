@@ -35,6 +35,7 @@ def study_of(scheduler: str, seed: int, options: argparse.Namespace) -> Study:
         "base": {
             "model": {"num_layers": 2, "d_model": 32, "num_heads": 2, "sequence_length": 64},
             "batch": {"sequences_per_step": 8},
+            "schedule": {"name": options.schedule},
             "train": {
                 "tokens": options.tokens,
                 "num_validations": round(1 / options.interval),
@@ -76,7 +77,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=131_072)
     parser.add_argument("--members", type=int, default=4)
-    parser.add_argument("--interval", type=float, default=0.1, help="share between meetings")
+    parser.add_argument("--interval", type=float, default=0.2, help="share between meetings")
+    parser.add_argument("--schedule", default="wsd", help="of every member's learning rate")
     options = parser.parse_args()
     print("| seed | no copies | pbt | pb2 | FLOPs, most / least |")
     print("|---|---|---|---|---|", flush=True)
