@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -19,11 +20,12 @@ class Octaves:
     """Asynchronous halving with a rung at every power of 2 in FLOPs, on the best loss so far.
 
     At a rung a trial goes on if its best loss so far is among the best 1 / reduction_factor of the
-    trials that have reached that rung, itself included; the first to arrive goes on. With a factor
-    above 2, each octave gets less compute in all than the one before, so most of it is spent on
-    looking at many trials. Rungs so close cut a trial soon after it falls behind, and the lowest
-    lies at the second of two reports or later where the grace allows it, because a single report
-    tells little.
+    trials that have reached that rung, itself included; the first to arrive goes on. Of equal ones
+    those that went on count as better: repeats of one result do not all run to the end, nor are
+    all but one cut where all results are alike. With a factor above 2, each octave gets less
+    compute in all than the one before, so most of it is spent on looking at many trials. Rungs so
+    close cut a trial soon after it falls behind, and the lowest lies at the second of two reports
+    or later where the grace allows it, because a single report tells little.
 
     Source: the rule is that of Li et al. 2020 (arXiv:1810.05934), algorithm 2, in its stopping
     form; the rungs, compute in the place of epochs and the best loss so far are ours.
@@ -34,6 +36,8 @@ class Octaves:
         self._grace = config.grace_fraction
         self._within = config.within
         self._rungs: dict[tuple[str, int], list[float]] = {}
+        self._went_on: Counter[tuple[tuple[str, int], float]] = Counter()
+        """Rung and loss -> trials with just that loss that went on from there."""
         self._passed: dict[str, int] = {}
         self._best: dict[str, float] = {}
 
@@ -74,4 +78,7 @@ class Octaves:
         if not math.isfinite(best):
             return False
         insort(losses, best)
-        return bisect_left(losses, best) < max(1, int(len(losses) / self._factor))
+        ahead = bisect_left(losses, best) + self._went_on[rung, best]
+        goes_on = ahead < max(1, int(len(losses) / self._factor))
+        self._went_on[rung, best] += goes_on
+        return goes_on

@@ -333,6 +333,13 @@ def test_octaves_keeps_one_in_three_at_every_doubling_on_the_best_loss_so_far() 
     assert octaves.report("t3", {}, 32.0, 16.0, 2.5) is stop
 
 
+def test_of_trials_with_one_result_octaves_lets_its_share_go_on() -> None:
+    octaves = Octaves(SchedulerConfig(name="octaves", grace_fraction=0.25, reduction_factor=3))
+    verdicts = [octaves.report(f"t{i}", {}, 32.0, 8.0, 1.0) for i in range(30)]
+    assert verdicts[:6] == [Decision.CONTINUE] + [Decision.STOP] * 4 + [Decision.CONTINUE]
+    assert verdicts.count(Decision.CONTINUE) == 10
+
+
 def test_octaves_compares_within_groups() -> None:
     config = SchedulerConfig(name="octaves", grace_fraction=0.25, within=("model",))
     octaves = Octaves(config)
