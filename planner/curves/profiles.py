@@ -24,7 +24,11 @@ PROFILE_STEPS = (1.0, 2.0, 3.5, 7.0, 15.0)
 """Where a profile is taken, in standard errors on either side, besides the end of the range."""
 
 REFINEMENT = 4
-"""Equal pieces into which the step that crosses the allowance is cut once more."""
+"""Equal pieces into which a step that crosses the allowance is cut."""
+
+STEEP, MOST_REFINEMENTS = 4.0, 6
+"""A step that rises to more than so many allowances is cut again, so many times at most: a valley that
+is flat on one side ends at a wall on the other, which no standard error foretells."""
 
 SEARCH_ITERATIONS = 20
 """Steps from each start, after which the best of each held value and its neighbours go on."""
@@ -151,16 +155,20 @@ class _Profile:
     def ends(self, level: float) -> tuple[float | None, float | None]:
         """Return where the profile crosses the allowance on either side."""
         places, thetas, heights = self._taken()
-        allowed = float(heights.min()) + _allowance(self.problem, self.theta, level)
-        within = np.flatnonzero(heights <= allowed)
-        steps = [i for i in (within[0] - 1, within[-1]) if 0 <= i < places.size - 1]
-        if steps:
+        allowance = _allowance(self.problem, self.theta, level)
+        for _ in range(MOST_REFINEMENTS):
+            allowed = float(heights.min()) + allowance
+            steps = _steep_steps(heights, allowed, allowed + (STEEP - 1.0) * allowance)
+            if not steps:
+                break
             share = np.arange(1, REFINEMENT) / REFINEMENT
             held = np.concatenate([places[i] + share * (places[i + 1] - places[i]) for i in steps])
             begin = np.repeat([[thetas[i], thetas[i + 1]] for i in steps], share.size, axis=0)
-            _, more = self._held(held, begin.transpose(1, 0, 2))
+            reached, more = self._held(held, begin.transpose(1, 0, 2))
             order = np.argsort(places := np.concatenate([places, held]), kind="stable")
+            thetas = np.concatenate([thetas, reached])[order]
             places, heights = places[order], np.concatenate([heights, more])[order]
+        allowed = float(heights.min()) + allowance
         low = _crossing(places[::-1], heights[::-1], allowed)
         high = _crossing(places, heights, allowed)
         return (
@@ -274,6 +282,15 @@ class _Profile:
         return np.inf if self.problem.delta is None else self.problem.delta
 
 
+def _steep_steps(heights: FloatArray, allowed: float, steep: float) -> list[int]:
+    """Return the first place of each step that leads from what is allowed to beyond `steep`."""
+    within = np.flatnonzero(heights <= allowed)
+    first, last = int(within[0]), int(within[-1])
+    below = [first - 1] if first > 0 and heights[first - 1] > steep else []
+    above = [last] if last < heights.size - 1 and heights[last + 1] > steep else []
+    return below + above
+
+
 def _crossing(places: FloatArray, heights: FloatArray, allowed: float) -> float | None:
     """Return where heights last rise above what is allowed, in the order of places.
 
@@ -290,14 +307,14 @@ def _crossing(places: FloatArray, heights: FloatArray, allowed: float) -> float 
 
 
 def _allowance(problem: CurveProblem, theta: FloatArray, level: float) -> float:
-    """Return how far a profile may rise: K^2 t^2 E[psi^2] n / (2 E[psi'] (n - p)) for Huber's loss.
+    """Return how far a profile may rise: t^2 E[psi^2] n / (2 E[psi'] (n - p)) for Huber's loss.
 
-    K = 1 + p (1 - E[psi']) / (n E[psi']): rows beyond delta hold nothing in place, so that fewer
-    than n bear the p coefficients. E[psi'] is that of a normal with the robust deviation of the
-    residuals: a fit that passes through some of its rows has more residuals near zero than there is
-    noise. The sum of psi is taken over rows that err together before it is squared.
+    E[psi'] is that of a normal with the robust deviation of the residuals: a fit that passes through
+    some of its rows has more residuals near zero than there is noise. For the same reason Huber's
+    further factor K^2, for an E[psi'] that is counted among the residuals, is left out. The sum of
+    psi is taken over rows that err together before it is squared.
 
-    Source: Huber 1981 (Robust Statistics), equations 7.6.5 and 7.6.6, for K and n - p.
+    Source: Huber 1981 (Robust Statistics), equations 7.6.5 and 7.6.6, for n - p.
     """
     delta = np.inf if problem.delta is None else problem.delta
     residual = problem.model(theta[None])[0] - problem.target
@@ -315,6 +332,5 @@ def _allowance(problem: CurveProblem, theta: FloatArray, level: float) -> float:
         variance = max(variance, together)
     num = problem.num_independent
     freedom = max(num - theta.size, 1)
-    inflation = 1.0 + theta.size / size.size * (1.0 - slope) / slope
-    quantile = inflation * float(stdtrit(freedom, 0.5 + 0.5 * level))
+    quantile = float(stdtrit(freedom, 0.5 + 0.5 * level))
     return float(0.5 * quantile**2 * variance / slope * num / freedom)
