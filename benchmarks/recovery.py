@@ -21,7 +21,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--first", type=int, default=0, help="The first seed.")
     parser.add_argument("--bootstraps", type=int, default=200)
-    parser.add_argument("--case", nargs="*", default=list(CASES))
+    parser.add_argument(
+        "--case", nargs="*", default=list(CASES), choices=list(CASES), metavar="FORM"
+    )
     arguments = parser.parse_args()
     pooled = []
     for name in arguments.case:

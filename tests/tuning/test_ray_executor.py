@@ -273,25 +273,34 @@ def test_short_trials_share_the_workers_that_were_started_first(
     assert len(placement_group_table()) - before <= 2  # one for each of the two CPUs
 
 
-def raylets(address: str) -> set[psutil.Process]:
-    """Return the nodes of a cluster: one process each, all on this machine."""
+def processes_of(cluster: str) -> set[psutil.Process]:
+    """Return the processes that name an address or a folder of Ray's: nodes and what serves them."""
     found = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.name() == "raylet" and any(address in a for a in process.cmdline()):
+            if any(cluster in argument for argument in process.cmdline()):
                 found.add(process)
     return found
+
+
+def end(processes: set[psutil.Process]) -> None:
+    """Kill processes and their children."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            for child in [*process.children(recursive=True), process]:
+                child.kill()
 
 
 def test_a_node_that_dies_costs_its_trial_an_attempt_and_the_others_nothing(
     cluster: str, make_study: MakeStudy, tmp_path: Path, trainers: Any
 ) -> None:
-    head = raylets(cluster)
+    head = processes_of(cluster)
     command = [str(Path(sys.executable).with_name("ray")), "start", "--address", cluster,
                "--num-cpus", "1", "--disable-usage-stats"]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     Path("/tmp/ray/ray_current_cluster").unlink(missing_ok=True)  # nobody else is to join it
-    (node,) = raylets(cluster) - head
+    started = processes_of(cluster) - head
+    (node,) = (each for each in started if each.is_running() and each.name() == "raylet")
 
     def kill_node(progress: Progress) -> None:
         with suppress(psutil.NoSuchProcess):
@@ -306,8 +315,7 @@ def test_a_node_that_dies_costs_its_trial_an_attempt_and_the_others_nothing(
         executor = ray_executor("follow_slowly")
         results = sweep(study, executor=executor, root=tmp_path, on_event=kill_node)
     finally:
-        with suppress(psutil.NoSuchProcess):
-            node.kill()
+        end(started)
     undisturbed = sweep(
         study, executor=SimulatedExecutor(trainers.Followed()), name="whole", root=tmp_path
     )
@@ -318,7 +326,7 @@ def test_a_node_that_dies_costs_its_trial_an_attempt_and_the_others_nothing(
 
 
 @contextmanager
-def another_head() -> Iterator[tuple[str, list[psutil.Process]]]:
+def another_head() -> Iterator[tuple[str, set[psutil.Process]]]:
     """Start a second cluster of one CPU; yield its address and its processes."""
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
     with socket.socket() as free:
@@ -328,18 +336,11 @@ def another_head() -> Iterator[tuple[str, list[psutil.Process]]]:
                "--num-cpus", "1", "--include-dashboard", "false", "--disable-usage-stats",
                "--temp-dir", folder]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, timeout=120)
-    processes = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if any(folder in argument for argument in process.cmdline()):
-                processes.append(process)
+    processes = processes_of(folder)
     try:
         yield f"127.0.0.1:{port}", processes
     finally:
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                for child in [*process.children(recursive=True), process]:
-                    child.kill()
+        end(processes)
         shutil.rmtree(folder, ignore_errors=True)
 
 
