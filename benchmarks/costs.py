@@ -5,7 +5,7 @@
 Columns are those of `planner estimate --table`. A group is one source on one device, standing for
 one cluster. Where both files are the same, each group is split in two halves by configuration (never
 by row), several times with fixed seeds; otherwise a group of the test file is calibrated on the rows
-of the same group in the calibration file. Prints Markdown tables; docs/costs.md quotes them.
+of the same group in the calibration file, without configurations that are scored. Prints Markdown tables; docs/costs.md quotes them.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from planner.costs.shapes import named_shape
 from planner.costs.speed import default_efficiency
 from planner.costs.tables import TableRow, UnreadRow, read_table
 from planner.costs.workload import concatenate
+from planner.errors import PlannerError
 
 SEEDS = range(4)
 EVERY = 10**6
@@ -309,6 +310,16 @@ def _readable(path: Path) -> list[TableRow]:
     return [row for row in rows if isinstance(row, TableRow)]
 
 
+def _without_scored(calibration: list[TableRow], test: list[TableRow]) -> list[TableRow]:
+    """Return the rows of configurations that the test does not have; the others are said."""
+    scored = {row.config_key for row in test}
+    kept = [row for row in calibration if row.config_key not in scored]
+    if len(kept) < len(calibration):
+        number = len(calibration) - len(kept)
+        print(f"left out of the calibration: {number} rows of configurations that are scored")
+    return kept
+
+
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -322,7 +333,7 @@ def main() -> None:
     options = parser.parse_args()
     same = options.calibrate.resolve() == options.test.resolve()
     test = _readable(options.test)
-    calibration = test if same else _readable(options.calibrate)
+    calibration = test if same else _without_scored(_readable(options.calibrate), test)
     skipped = () if options.tiny else ("mcore_golden",)
 
     def timed(rows: list[TableRow]) -> list[TableRow]:
@@ -347,4 +358,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PlannerError as error:
+        raise SystemExit(f"error: {error}") from error

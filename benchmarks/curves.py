@@ -2,8 +2,9 @@
 
     python benchmarks/curves.py --points points.csv --splits splits.csv
 
-`--points` has the columns set, num_params, num_tokens, train_flops, loss. `--splits` has set,
-split, train_max_flops, train_max_params, test_min_flops, test_min_params, test_max_params.
+`--points` has the columns set, num_params, num_tokens, train_flops (else 6 N D), loss. `--splits`
+has set, split, train_max_flops, train_max_params, test_min_flops, test_max_flops, test_min_params,
+test_max_params; a limit that is not given excludes nothing.
 Further splits of the same points are made here. Every set goes through one fixed procedure,
 `planner.curves.fit` with its defaults. A split that is refused is listed with the reason, and counts
 in no pooled figure.
@@ -19,9 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from regret import print_regret
+from split_tables import read_loss_table, read_splits
 
 from planner.curves import Points, ScalingLaw, fit
-from planner.errors import FitError
+from planner.errors import FitError, PlannerError
 
 APART = ("porian",)
 """Families reported apart: tiny, embedding-heavy models whose protocol breaks the law."""
@@ -77,8 +79,12 @@ def run_split(table: pd.DataFrame, split: pd.Series) -> Outcome:
         (rows.train_flops >= split.test_min_flops)
         & (rows.num_params >= split.test_min_params)
         & (rows.num_params <= split.test_max_params)
-        & (rows.train_flops <= split.get("test_max_flops", np.inf))
+        & (rows.train_flops <= split.test_max_flops)
     )
+    if not len(rows):
+        raise FitError(f"the points have no set {split['set']!r}.")
+    if not (large & ~small).any():
+        raise FitError(f"no training to predict among the {len(rows)} of the set.")
     law = fit(as_points(rows[small]), level=LEVEL)
     test = as_points(rows[large & ~small])
     p = law.predict(test.num_params, test.num_tokens, train_flops=test.train_flops)
@@ -159,13 +165,13 @@ def make_splits(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def run_splits(table: pd.DataFrame, splits: pd.DataFrame) -> list[Outcome]:
-    """Run and print every split that is not refused."""
-    outcomes = []
+    """Run and print every split; return those that are not refused."""
+    outcomes: list[Outcome] = []
     for _, split in splits.iterrows():
         name = f"{split['set'][:38]:38s} {split['split']:5s}"
         try:
             outcome = run_split(table, split)
-        except FitError as error:
+        except PlannerError as error:
             print(f"{name} refused: {error.message}")
             continue
         outcomes.append(outcome)
@@ -175,6 +181,7 @@ def run_splits(table: pd.DataFrame, splits: pd.DataFrame) -> list[Outcome]:
             f"width {np.median(outcome.width):.1f} %",
             flush=True,
         )
+    print(f"{len(outcomes)} splits scored, {len(splits) - len(outcomes)} refused")
     return outcomes
 
 
@@ -185,10 +192,10 @@ def main() -> None:
     parser.add_argument("--splits", help="Scored besides those made from the points.")
     parser.add_argument("--no-regret", action="store_true")
     arguments = parser.parse_args()
-    table = pd.read_csv(arguments.points)
+    table = read_loss_table(arguments.points)
     groups = {"own splits": make_splits(table)}
     if arguments.splits:
-        groups = {"given splits": pd.read_csv(arguments.splits), **groups}
+        groups = {"given splits": read_splits(arguments.splits), **groups}
     started = time.process_time()
     outcomes = {title: run_splits(table, splits) for title, splits in groups.items()}
     if len(groups) > 1:
@@ -203,4 +210,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PlannerError as error:
+        raise SystemExit(f"error: {error}") from error

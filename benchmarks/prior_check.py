@@ -16,6 +16,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 from curves import APART, as_points, family_of, make_splits
+from split_tables import read_loss_table, read_splits
 
 from planner.curves import Points, anchored, curve_forms
 
@@ -46,8 +47,7 @@ def read_cases(table: pd.DataFrame, splits: pd.DataFrame) -> list[Case]:
             & (rows.num_params <= split.train_max_params)
         ]
         test = rows[
-            (rows.train_flops >= split.test_min_flops)
-            & (rows.train_flops <= split.get("test_max_flops", np.inf))
+            (rows.train_flops >= split.test_min_flops) & (rows.train_flops <= split.test_max_flops)
         ]
         family = family_of(str(split["set"]))
         if family not in APART and train.num_tokens.nunique() >= 3:
@@ -76,9 +76,9 @@ def main() -> None:
     parser.add_argument("--points", required=True)
     parser.add_argument("--splits", required=True)
     arguments = parser.parse_args()
-    table = pd.read_csv(arguments.points)
-    splits = pd.concat([pd.read_csv(arguments.splits), make_splits(table)])
-    cases = read_cases(table, splits.fillna({"test_max_flops": np.inf}))
+    table = read_loss_table(arguments.points)
+    splits = pd.concat([read_splits(arguments.splits), make_splits(table)])
+    cases = read_cases(table, splits)
     errors = np.array([[error_of(case, setting) for setting in GRID] for case in cases])
     place = GRID.index(tuple(getattr(anchored, name) for name in NAMES))
     families: dict[str, list[int]] = defaultdict(list)

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.interpolate import PchipInterpolator
 
 from planner.curves import Points, fit, optimal_allocation
-from planner.errors import FitError
+from planner.errors import PlannerError
 
 RATIOS = (10.0, 30.0, 100.0)
 BUDGET_TOLERANCE = 0.05
@@ -65,7 +65,13 @@ def print_regret(table: pd.DataFrame) -> None:
     """Print the regret of every method per set and pooled by ratio."""
     print("\nregret of the recommended size, % of the loss (N recommended / N best)")
     pooled: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for name, ratio, train, target in regret_cases(table):
+    cases = regret_cases(table)
+    if not cases:
+        print(
+            f"none: no set has {MIN_BUDGETS + 1} budgets of {MIN_SIZES_TARGET} sizes or more, "
+            f"and {MIN_POINTS} trainings below the largest"
+        )
+    for name, ratio, train, target in cases:
         columns = ("num_params", "num_tokens", "loss", "train_flops")
         points = Points(**{c: train[c].to_numpy(dtype=float) for c in columns})
         flops = float(target.train_flops.median())
@@ -74,7 +80,7 @@ def print_regret(table: pd.DataFrame) -> None:
             try:
                 law = fit(points, form=form, num_bootstraps=200)
                 sizes[form] = optimal_allocation(law, flops).num_params
-            except FitError as error:
+            except PlannerError as error:
                 print(f"{name} {ratio:.0f}x {form} refused: {error.message}")
         curve = size_curve(target)
         grid = np.linspace(curve.x[0], curve.x[-1], 2001)
