@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import model_validator
 
-from planner.config import Config, PositiveFloat
+from planner.config import Config, PositiveFloat, parse_config
 from planner.units import (
     SECONDS_PER_HOUR,
     format_flops,
@@ -68,12 +68,12 @@ class Budget(Config):
         """Return the budget that a person wrote, such as `20 device-hours, 40 usd`.
 
         Raises:
-            ConfigError: An amount has no unit or an unknown one.
+            ConfigError: An amount has no unit, an unknown one, or is not above 0.
 
         >>> Budget.parse("1e19 flops").flops
         1e+19
         """
-        return cls(**parse_budget(text))
+        return parse_config(parse_budget(text), cls, f"budget {text!r}")
 
     def limits(self) -> dict[str, float]:
         """Return the limits that are set, by field."""

@@ -41,6 +41,9 @@ Model = TypeVar("Model", bound="Config")
 
 _MAX_NODES: Final = 100_000
 """More nodes than any study has; aliases of aliases can otherwise grow without bound."""
+_MAX_DEPTH: Final = 50
+_MAX_DIGITS: Final = 100
+"""More digits than any number of a study has; Python refuses to print thousands of them."""
 
 
 def _integral(value: object) -> object:
@@ -152,6 +155,8 @@ class _Reader:
         self._count += 1
         if id(node) in parents or self._count > _MAX_NODES:
             raise ConfigError(f"{self._at(node)}: aliases must not repeat themselves without end.")
+        if len(key) > _MAX_DEPTH:
+            raise _too_deep(self._at(node))
         self.places.setdefault(key, self._at(node))
         parents = parents | {id(node)}
         if isinstance(node, yaml.MappingNode):
@@ -184,6 +189,11 @@ class _Reader:
 
     def _scalar(self, node: yaml.Node) -> object:
         kind, text = node.tag.rpartition(":")[2], str(node.value)
+        if kind in ("int", "float") and len(text) > _MAX_DIGITS:
+            self.problems.append(
+                f"{self._at(node)}: a number has at most {_MAX_DIGITS} digits (got {len(text)})"
+            )
+            return None
         if kind == "int":
             return int(text.replace("_", ""), 0)
         if kind == "float":
@@ -205,6 +215,8 @@ def parse_yaml(text: str, source: str) -> Document:
     """
     try:
         node = yaml.compose(text, Loader=_Yaml12Loader)
+    except RecursionError as error:
+        raise _too_deep(source) from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
@@ -219,6 +231,10 @@ def parse_yaml(text: str, source: str) -> Document:
     reader = _Reader(source)
     data = reader.read(node, ())
     return Document(source=source, data=data, places=reader.places, problems=tuple(reader.problems))
+
+
+def _too_deep(place: str) -> ConfigError:
+    return ConfigError(f"{place}: lists and mappings must not nest deeper than {_MAX_DEPTH}.")
 
 
 def read_yaml(path: Path) -> Document:

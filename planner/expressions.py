@@ -40,6 +40,7 @@ _ALLOWED: Final = (
     ast.Compare, ast.Constant, ast.Name, ast.Attribute, ast.Load, ast.List, ast.Tuple,
     *_BINARY, *_COMPARE,
 )  # fmt: skip
+_NAMES: Final = (ast.Name, ast.Attribute)
 
 
 def lookup(config: Mapping[str, Any], path: tuple[str, ...]) -> Any:
@@ -73,12 +74,29 @@ class Expression:
         except (SyntaxError, ValueError) as error:
             raise ValueError(f"condition {text!r} cannot be read: {error.args[0]}") from error
         for node in ast.walk(tree):
-            if not isinstance(node, _ALLOWED):
+            starts_oddly = isinstance(node, ast.Attribute) and not isinstance(node.value, _NAMES)
+            if starts_oddly or not isinstance(node, _ALLOWED):
                 raise ValueError(
                     f"condition {text!r} may hold dotted names, numbers, text, + - * / // %, "
                     f"comparisons, and, or, not, in (got {type(node).__name__})"
                 )
         return Expression(text, tree.body)
+
+    def names(self) -> set[str]:
+        """Return the dotted names that it speaks of.
+
+        >>> sorted(Expression.parse("a.b > 2 or a.b == c").names())
+        ['a.b', 'c']
+        """
+        found: set[str] = set()
+        nodes: list[ast.AST] = [self.tree]
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, _NAMES):
+                found.add(".".join(_path(node)))
+            else:
+                nodes += ast.iter_child_nodes(node)
+        return found
 
     def of(self, config: Mapping[str, Any]) -> Any:
         """Return the value of the condition for a configuration as plain data.
@@ -97,9 +115,8 @@ class Expression:
 def _path(node: ast.expr) -> tuple[str, ...]:
     if isinstance(node, ast.Name):
         return (node.id,)
-    if isinstance(node, ast.Attribute):
-        return (*_path(node.value), node.attr)
-    raise ValueError("a dotted name starts with a name")
+    assert isinstance(node, ast.Attribute)  # noqa: S101 -- the parser admits nothing else
+    return (*_path(node.value), node.attr)
 
 
 def _value(node: ast.expr, config: Mapping[str, Any]) -> Any:

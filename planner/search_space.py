@@ -130,11 +130,23 @@ class Distribution(Config):
         """
         if self.choice is not None:
             return self.choice
-        step = self.q or (1.0 if self.is_integer else None)
-        if step is None:
+        multiples = self._multiples()
+        if multiples is None:
             raise ConfigError(f"{self.kind} has no finite list of values; give q, or use choice.")
-        num_values = round((self.high - self.low) / step) + 1
-        return tuple(self.settle(self.low + i * step) for i in range(num_values))
+        step = self.q or 1.0
+        return tuple(dict.fromkeys(self.settle(k * step) for k in multiples))
+
+    def num_values(self) -> int | None:
+        """Return how many values it has at most, or None where there are infinitely many."""
+        if self.choice is not None:
+            return len(self.choice)
+        multiples = self._multiples()
+        return None if multiples is None else len(multiples)
+
+    def _multiples(self) -> range | None:
+        """Return k for all values k q, of whole numbers k; None where there are infinitely many."""
+        step = self.q or (1.0 if self.is_integer else None)
+        return None if step is None else range(round(self.low / step), round(self.high / step) + 1)
 
 
 class SearchSpace(Config):
@@ -155,6 +167,15 @@ class SearchSpace(Config):
             raise ValueError("a search space needs at least one parameter")
         for constraint in self.constraints:
             Expression.parse(constraint)
+        names = list(self.parameters)
+        for position, (name, distribution) in enumerate(self.parameters.items()):
+            for wanted in Expression.parse(distribution.when or "True").names():
+                later = next((n for n in names[position:] if _overlap(wanted, n)), None)
+                if later is not None:
+                    raise ValueError(
+                        f"a condition speaks of parameters that come before its own: that of "
+                        f"{name} speaks of {wanted}, and {later} does not come before {name}"
+                    )
         return self
 
     def point(self, positions: Mapping[str, float], base: Mapping[str, Any]) -> Point:
@@ -183,6 +204,11 @@ class SearchSpace(Config):
         """Return the first constraint that a point breaks, or None."""
         config = merge(base, point)
         return next((c for c in self.constraints if not Expression.parse(c).of(config)), None)
+
+
+def _overlap(first: str, second: str) -> bool:
+    """Return whether two dotted paths are one, or one lies inside the other."""
+    return f"{first}.".startswith(f"{second}.") or f"{second}.".startswith(f"{first}.")
 
 
 def _check_choice(choice: tuple[JsonValue, ...]) -> None:

@@ -6,6 +6,7 @@ here and nowhere else, and are called only where a person types or reads.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -60,7 +61,10 @@ _DURATION_UNITS: Final = {
 
 
 def _number(text: str) -> float:
-    return float(text.replace(",", "").replace("_", ""))
+    value = float(text.replace(",", "").replace("_", ""))
+    if value == math.inf:
+        raise ConfigError(f"a number must be below 1.8e308 (got {text}).")
+    return value
 
 
 def parse_budget(text: str) -> dict[str, float]:

@@ -16,6 +16,12 @@ def test_an_empty_budget_is_refused():
         parse_config({}, Budget)
 
 
+@pytest.mark.parametrize("text", ["0 usd", "1e400 flops", "1 usd, 0 kwh"])
+def test_an_amount_that_is_not_above_0_or_without_end_is_refused(text):
+    with pytest.raises(ConfigError, match=r"greater than 0 \(got 0\.0\)|below 1\.8e308"):
+        Budget.parse(text)
+
+
 def test_the_limit_that_is_exceeded_most_is_named():
     budget = Budget(usd=10.0, device_hours=1.0)
     assert budget.exceeded_by(Spend(usd=9.0, device_hours=0.5)) is None

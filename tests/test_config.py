@@ -101,8 +101,11 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path, text):
         ("name: !!python/object:os.system x\n", "tags are not allowed"),
         ("a: 'open\n", "not valid YAML"),
         ("a: b\x00c\n", "not valid YAML"),
+        (f"a: {'[' * 60}{']' * 60}\n", "must not nest deeper than 50"),
+        (f"a: {'[' * 3000}{']' * 3000}\n", "must not nest deeper than 50"),
+        (f"name: a\nnum_trials: {'1' * 5000}\n", "at most 100 digits (got 5000)"),
     ],
-    ids=["syntax", "list", "empty", "cycle", "tag", "quote", "control"],
+    ids=["syntax", "list", "empty", "cycle", "tag", "quote", "control", "deep", "abyss", "digits"],
 )
 def test_what_is_not_a_mapping_of_plain_values_is_refused(tmp_path, text, message):
     assert message in "\n".join(problems_of(tmp_path, text))

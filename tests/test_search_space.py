@@ -52,6 +52,7 @@ def test_whole_numbers_include_both_ends_evenly():
         ({"uniform": [0, 1, 2]}, "at most 2"),
         ({"choice": [1], "when": "import os"}, "cannot be read"),
         ({"choice": [1], "when": "__import__('os')"}, "may hold"),
+        ({"choice": [1], "when": "'model'.d_model > 2"}, "may hold"),
     ],
 )
 def test_a_distribution_that_breaks_a_rule_is_refused(written, rule):
@@ -72,6 +73,29 @@ def test_a_grid_holds_every_combination_once_the_last_fastest():
 def test_a_conditional_parameter_exists_only_where_its_condition_holds():
     conditional = space(a={"choice": [1, 2]}, b={"choice": [10, 20], "when": "a == 2"})
     assert list(grid_points(conditional, {})) == [{"a": 1}, {"a": 2, "b": 10}, {"a": 2, "b": 20}]
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        Distribution(uniform=(5.0, 95.0), q=10),
+        Distribution(randint=(1, 10), q=3),
+        Distribution(uniform=(0.0, 1.0), q=0.25),
+        Distribution(lograndint=(2, 9)),
+    ],
+    ids=str,
+)
+def test_a_grid_has_every_value_that_can_be_drawn_once(distribution):
+    values = distribution.values()
+    assert {distribution.from_unit(i / 5000) for i in range(5000)} <= set(values)
+    assert sorted(set(values)) == list(values)
+    assert len(values) == distribution.num_values()
+
+
+@pytest.mark.parametrize("name", ["b", "b.c", "a"])
+def test_a_condition_on_a_parameter_that_comes_later_is_refused(name):
+    with pytest.raises(ConfigError, match=f"that of a speaks of {name}, and {name[0]} does not"):
+        space(a={"choice": [1, 2], "when": f"x > 1 or {name} == 2"}, b={"choice": [{"c": 2}]})
 
 
 def test_a_grid_of_real_numbers_is_refused_with_the_parameter():

@@ -91,9 +91,10 @@ def wanted_budget(study: Study, budget: str | None, deadline: str | None) -> Bud
     """Return the budget of the options, or the study's own, with the deadline as its seconds.
 
     Raises:
-        ConfigError: An amount cannot be read.
+        ConfigError: An amount cannot be read, or is not above 0.
     """
     from planner.budget import Budget
+    from planner.config import parse_config
     from planner.units import parse_seconds
 
     if budget is None and deadline is None:
@@ -102,7 +103,7 @@ def wanted_budget(study: Study, budget: str | None, deadline: str | None) -> Bud
     if deadline is not None:
         seconds = parse_seconds(deadline)
         limits["seconds"] = min(seconds, limits.get("seconds", seconds))
-    return Budget(**limits)
+    return parse_config(limits, Budget, f"deadline {deadline!r}")
 
 
 def _show(answer: Recommendation) -> None:

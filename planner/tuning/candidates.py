@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.search_space import Distribution, Point, SearchSpace
+from planner.search_space import Point, SearchSpace
 from planner.tuning.encoding import Encoder, finite_points, key_of, position_of
 
 __all__ = ["Candidates", "FinitePool", "OpenPool", "make_pool"]
@@ -80,7 +80,7 @@ class OpenPool:
         self._space, self._base, self._encoder = space, base, encoder
         self._names = list(space.parameters)
         self._seen: set[str] = set()
-        self._may_repeat = all(_is_discrete(d) for d in space.parameters.values())
+        self._may_repeat = all(d.num_values() is not None for d in space.parameters.values())
 
     def draw(self, rng: np.random.Generator, near: Iterable[Point]) -> Candidates | None:
         """Return random points, and points a random step away from those in `near`."""
@@ -110,10 +110,6 @@ class OpenPool:
     def remove(self, point: Point) -> None:
         """Do not offer a point again while there are others."""
         self._seen.add(key_of(point))
-
-
-def _is_discrete(distribution: Distribution) -> bool:
-    return distribution.choice is not None or distribution.is_integer or distribution.q is not None
 
 
 def make_pool(

@@ -179,8 +179,8 @@ def finite_points(space: SearchSpace, base: Mapping[str, Any], most: int) -> lis
     """Return every point of a space, or None if there are more than `most` or infinitely many."""
     count = 1
     for distribution in space.parameters.values():
-        is_finite = distribution.choice is not None or distribution.q or distribution.is_integer
-        if not is_finite or (count := count * _num_values(distribution)) > most:
+        values = distribution.num_values()
+        if values is None or (count := count * values) > most:
             return None
     lists = [distribution.values() for distribution in space.parameters.values()]
     points: Iterable[Point] = (
@@ -188,13 +188,6 @@ def finite_points(space: SearchSpace, base: Mapping[str, Any], most: int) -> lis
         for values in itertools.product(*lists)
     )
     return list({key_of(point): point for point in points}.values())
-
-
-def _num_values(distribution: Distribution) -> int:
-    if distribution.choice is not None:
-        return len(distribution.choice)
-    step = distribution.q or 1.0
-    return round((distribution.high - distribution.low) / step) + 1
 
 
 def key_of(point: Mapping[str, JsonValue]) -> str:

@@ -8,6 +8,8 @@ import sys
 import pytest
 
 from planner.cli import main
+from planner.cli.recommend import wanted_budget
+from planner.errors import ConfigError
 from planner.run_folder import RunFolder
 
 MODEL = {"num_layers": 1, "d_model": 16, "num_heads": 2}
@@ -76,6 +78,11 @@ def test_a_run_folder_that_cannot_be_written(write_study, tmp_path, capfd):
     assert code == 2
     assert "cannot write" in shown
     assert "--runs DIR" in shown
+
+
+def test_a_deadline_of_no_time_at_all(small_study):
+    with pytest.raises(ConfigError, match=r"(?s)deadline '0h'.*seconds: .*greater than 0"):
+        wanted_budget(small_study, None, "0h")
 
 
 def test_a_run_name_that_is_taken(small_study, write_study, tmp_path, capfd):
