@@ -38,7 +38,8 @@ class DeviceOverrides(Config):
     devices_per_domain: PositiveCount | None = None
     """Devices that the scale-up links join."""
     power_watts: PositiveFloat | None = None
-    """Power limit of one device, without its host; below the catalogue's, clocks fall with its root."""
+    """Power limit of one device, without its host; below the catalogue's, clocks fall with its root.
+    Of a device whose power the catalogue does not know (CPUs, TPUs), its design power."""
 
 
 class OwnedHardware(Config):
@@ -117,15 +118,19 @@ class Cluster:
         return self.device.memory_bytes * (1.0 - self.memory_margin_fraction)
 
     def __str__(self) -> str:
-        """Return the form that `parse_cluster` reads."""
-        return f"{self.num_devices}x{self.device.name}"
+        """Return the form that `parse_cluster` reads, nodes first where they are not the catalogue's."""
+        usual = min(self.num_devices, self.device.devices_per_node)
+        nodes = "" if self.devices_per_node == usual else f"{self.num_nodes}x"
+        each = self.devices_per_node if nodes else self.num_devices
+        return f"{nodes}{each}x{self.device.name}"
 
 
 def _overridden(device: Device, overrides: DeviceOverrides) -> Device:
     given = {k: v for k, v in overrides.model_dump().items() if v is not None}
     peaks = {k: given.pop(k) for k in PRECISIONS if k in given}
-    capped = given.get("power_watts", 0.0) / (device.power_watts or 1e9)
-    if 0.0 < capped < 1.0 and "achievable_fraction" not in given:
+    limit, design = given.get("power_watts"), device.power_watts
+    capped = limit / design if limit and design else 1.0
+    if capped < 1.0 and "achievable_fraction" not in given:
         given["achievable_fraction"] = device.achievable_fraction * capped**0.5
     changed = replace(device, peaks=device.peaks | peaks, **given)
     if not device.is_cpu:
@@ -168,7 +173,8 @@ def resolve_cluster(config: ClusterConfig) -> Cluster:
     """
     device = _overridden(device_named(config.device), config.device_overrides)
     usd = config.usd_per_device_hour or device.usd_per_device_hour
-    date = config.price_date if config.usd_per_device_hour else device.price_date
+    is_own_price = config.owned is not None or config.usd_per_device_hour is not None
+    date = config.price_date if is_own_price else device.price_date
     if config.owned is not None:
         usd = owned_usd_per_device_hour(config.owned, device.power_watts or 0.0, config.pue)
     return Cluster(

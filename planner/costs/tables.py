@@ -152,7 +152,7 @@ def _shape(row: Mapping[str, str]) -> ModelShape:
         num_kv_heads=int(_number(row, "kv_heads", float(heads))),
         head_dim=_head_dim(width, heads, experts),
         d_ff=_ffn(row, width, experts),
-        mlp_matrices=3 if gated or (experts and gated) else 2,
+        mlp_matrices=3 if gated else 2,
         vocab_size=int(_number(row, "vocab", 50304.0)),
         sequence_length=int(_number(row, "seq")),
         tied_head=_number(row, "tied_emb", 1.0) > 0,

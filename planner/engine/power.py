@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -136,12 +137,19 @@ class PowerMeter:
 def catalogue_name(device_name: str) -> str | None:
     """Return the catalogue's name of a CUDA device, or None for one that it does not know.
 
-    >>> catalogue_name("NVIDIA H200"), catalogue_name("NVIDIA GeForce GTX 9999")
+    >>> catalogue_name("NVIDIA H200"), catalogue_name("NVIDIA GeForce RTX 3090")
     ('h200-sxm', None)
     """
     words = set(device_name.lower().replace("-", " ").split())
-    fitting = [
-        name for name in known_devices() if name != "cpu" and name.split("-")[0] in words
-    ]  # fmt: skip
+    fitting = [name for name in known_devices() if name != "cpu" and _model_words(name) <= words]
     exact = [name for name in fitting if set(name.split("-")) <= words]
     return next(iter(exact or fitting), None)
+
+
+def _model_words(name: str) -> set[str]:
+    """Return the words of a catalogue's name without form factor and memory, which drivers abbreviate.
+
+    >>> sorted(_model_words("rtx-4090")), sorted(_model_words("a100-sxm-40gb"))
+    (['4090', 'rtx'], ['a100'])
+    """
+    return set(re.split(r"-(?:sxm|pcie)", name)[0].split("-"))

@@ -36,6 +36,7 @@ def test_dense_peaks_never_rise_with_precision_bits():
 def test_clusters_are_read_as_people_write_them(text, nodes, per_node):
     config = parse_cluster(text)
     assert (config.num_nodes, config.devices_per_node) == (nodes, per_node)
+    assert str(resolve_cluster(config)) == text
 
 
 @pytest.mark.parametrize(
@@ -71,6 +72,14 @@ def test_a_lower_power_limit_lowers_the_achievable_rate():
     assert resolve_cluster(capped).device.achievable_fraction == pytest.approx(full * 0.5**0.5)
 
 
+@pytest.mark.parametrize("name", ["cpu", "tpu-v5p"])
+def test_the_power_of_a_device_that_has_none_in_the_catalogue_changes_no_rate(name):
+    told = ClusterConfig(device=name, device_overrides=DeviceOverrides(power_watts=15.0))
+    device, plain = resolve_cluster(told).device, resolve_cluster(ClusterConfig(device=name)).device
+    assert device.power_watts == 15.0
+    assert device.achievable_fraction == plain.achievable_fraction
+
+
 def test_overrides_in_the_wrong_unit_are_refused():
     config = ClusterConfig(device="h100-sxm", device_overrides=DeviceOverrides(memory_bytes=80.0))
     with pytest.raises(ConfigError, match="memory_bytes"):
@@ -89,6 +98,7 @@ def test_owned_hardware_has_a_price_per_hour():
     hours = 4.0 * 8766.0 * 0.7
     assert cluster.usd_per_device_hour == pytest.approx(35000 / hours + 0.875 * 1.1 * 0.1)
     assert cluster.price_kind == "owned"
+    assert cluster.price_date is None  # the catalogue's date is of the catalogue's price
 
 
 def test_power_lies_between_the_metered_bounds():
