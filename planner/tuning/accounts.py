@@ -107,10 +107,11 @@ class Accounts:
         self._meters["kwh"].change(rate * record.kwh_per_device_hour, since)
 
     def found_checkpoint(self, record: TrialRecord, flops: float) -> None:
-        """Correct the attempt before the last: its checkpoint holds this much compute."""
-        if len(record.attempts) < 2:
+        """Correct the last attempt that ran: its checkpoint holds this much compute."""
+        ran = [a for a in record.attempts[:-1] if a.start_seconds is not None]
+        if not ran:
             return
-        before = record.attempts[-2]
+        before = ran[-1]
         entered = before.burnt_flops()
         before.kept_flops = flops
         self._closed = self._closed + Spend(flops=before.burnt_flops() - entered)

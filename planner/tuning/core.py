@@ -11,17 +11,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from planner.budget import Budget, Spend, format_amount
+from planner.budget import Budget, format_amount
 from planner.costs import Cluster
 from planner.errors import TrialError
-from planner.planning import Candidate, candidate, charge
-from planner.search_space import Point, merge
+from planner.planning import Candidate, candidate
+from planner.search_space import Point
 from planner.study import Study
 from planner.trial import TrialConfig, TrialResult, TrialState
 from planner.tuning.ledger import Line
+from planner.tuning.lines import proposed_line
 from planner.tuning.population import Population
 from planner.tuning.records import Decision, TrialRecord
 from planner.tuning.schedulers import Scheduler, make_scheduler
@@ -216,21 +217,19 @@ class Sweep(SweepState):
     def _choose(self, now: float) -> TrialRecord | None:
         """Return the first waiting trial that fits the free devices and the budget."""
         free = self.num_devices - sum(record.num_workers for record in self.running)
-        index = 0
+        index = aside = 0
         while index < len(self._waiting) or self._propose(now):
             if index >= len(self._waiting):
                 continue
             record = self.trials[self._waiting[index]]
-            if record.trial in self._held:
-                index += 1
-                continue
-            fits = record.num_workers <= free
-            if fits and self.accounts.shortfall(record, self.running, now) is None:
-                return record
-            if record.num_workers > free and record.passed_over >= _MAX_PASSED_OVER:
-                return None
             index += 1
-            if index >= self._most_waiting + len(self._held):
+            if record.trial in self._held or record.num_workers > self.num_devices:
+                aside += 1  # a session on fewer devices leaves large trials as they are
+                continue
+            fits, is_due = record.num_workers <= free, record.passed_over >= _MAX_PASSED_OVER
+            if (fits or is_due) and self.accounts.shortfall(record, self.running, now) is None:
+                return record if fits else None
+            if index - aside >= self._most_waiting:
                 break
         if not self._held or self._running:
             return None
@@ -246,9 +245,10 @@ class Sweep(SweepState):
             for record in self.waiting
             if record.trial in self._held and (loss := self.loss(record)) is not None
         ]
-        copied = {trial for trial, _ in self.copies}  # by a session that died while they met
+        copied = dict(self.copies)  # by a session that died while they met
         for trial, donor in scheduler.copies(members, self.generation):
             if trial in copied:
+                scheduler.copied(trial, donor, self.trials[trial].point)
                 continue
             for draw in range(_MAX_DRAWS):
                 source = self.trials[donor].point
@@ -289,7 +289,7 @@ class Sweep(SweepState):
             self._priced[found.trial] = found.config
             if found.config is not self._dumped[0]:  # simulated trials may share one
                 self._dumped = found.config, found.config.model_dump(mode="json")
-        return _proposed_line(self.study, found, self._dumped[1], self.num_devices)
+        return proposed_line(self.study, found, self._dumped[1], self.num_devices)
 
     def _settle(self, now: float) -> None:
         """Carry out what reports led to and no line has carried out yet."""
@@ -330,7 +330,7 @@ class Sweep(SweepState):
 
     def _record(self, line: Line, now: float, *, durable: bool = False) -> None:
         self.now = max(self.now, now)
-        line["t"] = round(self.now, 4)
+        line["t"] = self.now
         self._write(line, durable)
         self.apply(line)
 
@@ -355,15 +355,9 @@ class Sweep(SweepState):
             )
 
 
-_AMOUNTS: Final = tuple(each.name for each in fields(Spend))
 _KNOWN_ELSEWHERE: Final = frozenset({"trial", "config", "state", "reason", "num_workers",
                                      "elapsed_seconds", "device_hours", "usd", "kwh",
                                      "num_attempts"})  # fmt: skip
-
-
-def _amounts(spend: Spend) -> dict[str, float]:
-    """Return a spend as plain data; `asdict` copies each number, and every proposal asks."""
-    return {name: getattr(spend, name) for name in _AMOUNTS}
 
 
 def _not_finite(metrics: Mapping[str, Any]) -> str | None:
@@ -372,27 +366,3 @@ def _not_finite(metrics: Mapping[str, Any]) -> str | None:
         if isinstance(value, float) and not math.isfinite(value):
             return name
     return None
-
-
-def _proposed_line(
-    study: Study, found: Candidate, config: Mapping[str, Any], num_devices: int
-) -> Line:
-    """Return the line that puts a proposal into the books, with all that the core needs of it."""
-    reason = found.reason
-    if found.config is not None and found.config.layout.num_workers > num_devices:
-        reason = f"needs {found.config.layout.num_workers} workers, {num_devices} devices are there"
-    line: Line = {"kind": "proposed", "trial": found.trial, "point": found.point, "reason": reason}
-    if found.config is None:
-        return line | {"data": merge(study.base, found.point)}
-    line["config"] = config
-    cost = found.cost
-    if cost is None:
-        return line
-    return line | {
-        "planned": _amounts(charge(cost)),
-        "startup_seconds": cost.startup_seconds,
-        "num_params": cost.num_params,
-        "num_params_non_embedding": cost.num_params_non_embedding,
-        "usd_per_device_hour": None if cost.usd is None else cost.usd / cost.device_hours,
-        "kwh_per_device_hour": None if cost.kwh is None else cost.kwh / cost.device_hours,
-    }

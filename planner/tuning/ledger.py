@@ -65,17 +65,28 @@ class Ledger:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
         except OSError as error:
-            raise TrialError(
-                f"the ledger {self.path} cannot be written: {error.strerror}.",
-                hint="Free disk space, then go on with: planner sweep --resume "
-                + self.path.parent.name,
-            ) from error
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> TrialError:
+        return TrialError(
+            f"the ledger {self.path} cannot be written: {error.strerror}.",
+            hint="Free disk space, then go on with: planner sweep --resume "
+            + self.path.parent.name,
+        )
 
     def close(self) -> None:
-        """Force everything to the disk and close the file."""
-        if not self._file.closed:
-            os.fsync(self._file.fileno())
-            self._file.close()
+        """Force everything to the disk and close the file.
+
+        Raises:
+            TrialError: As for `append`; what could not be written is still in hand.
+        """
+        if self._file.closed:
+            return
+        try:
+            with self._file:
+                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._unwritable(error) from error
 
     def __enter__(self) -> Ledger:
         return self

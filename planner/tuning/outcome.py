@@ -16,6 +16,7 @@ from planner.study import Study
 from planner.trial import TrialResult, TrialState
 from planner.tuning.core import Sweep
 from planner.tuning.ledger import Line, read_lines
+from planner.tuning.lines import too_large
 from planner.tuning.lock import is_locked
 from planner.tuning.records import TrialRecord
 from planner.tuning.search_summary import SearchSummary, read_summary, summarise
@@ -88,6 +89,8 @@ def _row(sweep: Sweep, record: TrialRecord) -> TrialResult:
     row = record.result(sweep.now)
     if record.state is not TrialState.PLANNED:
         return row
+    if large := too_large(record.num_workers, sweep.num_devices):
+        return replace(row, reason=large)
     short = sweep.accounts.shortfall(record, sweep.running, sweep.now)
     if short is None:
         return row
@@ -217,5 +220,7 @@ def _word(sweep: Sweep, lines: list[Line], is_driven: bool) -> str:
         return "not started"
     if sweep.give_up is not None:
         return "gave up"
-    has_ended = lines[-1]["kind"] == "session_ended"
-    return "finished" if has_ended and not sweep.running else "interrupted"
+    kinds = [line["kind"] for line in lines]
+    session = kinds[-1 - kinds[::-1].index("session") :] if "session" in kinds else []
+    is_whole = kinds[-1] == "session_ended" and "interrupted" not in session
+    return "finished" if is_whole and not sweep.running else "interrupted"

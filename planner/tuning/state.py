@@ -19,6 +19,7 @@ from planner.study import Study
 from planner.trial import TrialConfig, TrialState
 from planner.tuning.accounts import Accounts
 from planner.tuning.ledger import Line
+from planner.tuning.lines import record_of
 from planner.tuning.population import Population
 from planner.tuning.records import MEASURED, Decision, TrialRecord
 from planner.tuning.schedulers import Scheduler
@@ -279,7 +280,7 @@ class SweepState:
             config = None
         elif config is None:
             config = parse_config(line["config"], TrialConfig, "proposed")
-        return _record_of(line, config)
+        return record_of(line, config)
 
     def _leave_running(self, record: TrialRecord) -> None:
         self._running.pop(record.trial, None)
@@ -290,24 +291,3 @@ def _num_wanted(study: Study) -> int | None:
     if study.search.num_trials is not None or study.search.algorithm != "grid":
         return study.search.num_trials
     return sum(1 for _ in islice(proposals(study), _MOST_COUNTED))
-
-
-def _record_of(line: Line, config: TrialConfig | None) -> TrialRecord:
-    """Return the trial that a `proposed` or `copied` line describes."""
-    data = line.get("config")
-    usd, kwh = line.get("usd_per_device_hour"), line.get("kwh_per_device_hour")
-    return TrialRecord(
-        trial=line["trial"],
-        point=line["point"],
-        config=config,
-        data=data or line.get("data") or {},
-        planned=Spend(**line["planned"]) if line.get("planned") else None,
-        num_params={k: line.get(k) for k in ("num_params", "num_params_non_embedding")},
-        usd_per_device_hour=usd or 0.0,
-        kwh_per_device_hour=kwh or 0.0,
-        has_price=usd is not None,
-        has_power=kwh is not None,
-        startup_seconds=line.get("startup_seconds") or 0.0,
-        state=TrialState.INFEASIBLE if line["reason"] else TrialState.PLANNED,
-        reason=line["reason"],
-    )

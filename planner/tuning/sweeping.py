@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from planner.budget import Budget
 from planner.costs import Cluster, resolve_cluster
-from planner.errors import ConfigError, InfeasibleError, PlannerError, TrialError
-from planner.planning import Plan, plan
+from planner.errors import ConfigError, InfeasibleError, TrialError
+from planner.planning import plan
 from planner.results import Results
 from planner.run_folder import RunFolder
 from planner.study import Study
@@ -72,14 +73,13 @@ def sweep(
     outlook = plan(study)
     earlier = gather_earlier(study, root)
     folder = RunFolder.create(study, name, root)
-    chosen = _executor(executor, address)
+    workers = [c.config.layout.num_workers for c in outlook.feasible if c.config is not None]
     try:
-        num_devices = _connected(chosen, outlook.cluster)
-        _check_devices(outlook, num_devices)
-    except PlannerError:
-        chosen.close()
+        chosen, num_devices = _connected(executor, address, outlook.cluster, min(workers))
+    except BaseException:
         folder.study.unlink()
-        folder.path.rmdir()
+        with suppress(OSError):  # the folder was there before, and holds what is not ours
+            folder.path.rmdir()
         raise
     folder.write("plan.json", json.dumps(outlook.to_data(), indent=2))
     if earlier:
@@ -119,25 +119,29 @@ def resume(
     begun = folder.load_study()
     if study is not None and study.digest != begun.digest:
         raise _changed(folder, begun, study)
-    chosen = _executor(executor, address)
-    num_devices = _connected(chosen, resolve_cluster(begun.cluster))
+    chosen, num_devices = _connected(executor, address, resolve_cluster(begun.cluster))
     return _session(begun, folder, chosen, num_devices, on_event, added=budget)
 
 
-def _connected(executor: Executor, cluster: Cluster) -> int:
-    """Return how many of the cluster's devices the executor has."""
-    kind = "CPU" if cluster.device.is_cpu else "GPU"
-    return executor.num_devices(cluster.num_devices, kind)
-
-
-def _check_devices(outlook: Plan, num_devices: int) -> None:
-    workers = [c.config.layout.num_workers for c in outlook.feasible if c.config is not None]
-    if min(workers) > num_devices:
-        raise InfeasibleError(
-            f"every trial needs more workers than there are: at least {min(workers)} workers, "
-            f"{num_devices} devices.",
-            hint="Choose a layout with fewer workers, or a larger cluster.",
+def _connected(
+    executor: ExecutorName | Executor, address: str | None, cluster: Cluster, least_workers: int = 1
+) -> tuple[Executor, int]:
+    """Return the executor, and how many of the cluster's devices it has; at least so many."""
+    chosen = _executor(executor, address)
+    try:
+        num_devices = chosen.num_devices(
+            cluster.num_devices, "CPU" if cluster.device.is_cpu else "GPU"
         )
+        if least_workers > num_devices:
+            raise InfeasibleError(
+                f"every trial needs more workers than there are: at least {least_workers} workers, "
+                f"{num_devices} devices.",
+                hint="Choose a layout with fewer workers, or a larger cluster.",
+            )
+    except BaseException:
+        chosen.close()
+        raise
+    return chosen, num_devices
 
 
 def _executor(executor: ExecutorName | Executor, address: str | None) -> Executor:

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from planner.budget import Budget
 from planner.planning import plan
+from planner.run_folder import RunFolder
 from planner.study import Study
 from planner.trial import TrialResult, TrialState
 from planner.tuning.core import Sweep
 from planner.tuning.ledger import Line
+from planner.tuning.outcome import results_of
 from planner.tuning.records import Decision
 
 MakeStudy = Callable[..., Study]
@@ -131,6 +134,48 @@ def test_a_large_trial_is_not_passed_over_for_ever(
             sweep.end(running.pop(0), result_of("", TrialState.COMPLETED), now + 0.5)
     large = next(r.trial for r in sweep.trials.values() if r.num_workers == 4)
     assert started.index(large) <= 13
+
+
+def study_with_a_large_trial(make_study: MakeStudy, **changes: Any) -> Study:
+    parameters = {
+        "optimizer.learning_rate": {"choice": [1e-3 * (i + 1) for i in range(14)]},
+        "layout.data_parallel": {"choice": [1, 4], "when": "optimizer.learning_rate == 2e-3"},
+    }
+    return make_study(
+        search_space={"name": "s", "parameters": parameters}, search={"algorithm": "grid"},
+        cluster={"device": "cpu", "devices_per_node": 4}, **changes,
+    )  # fmt: skip
+
+
+def test_devices_are_not_kept_free_for_a_trial_that_cannot_be_paid_for(
+    make_study: MakeStudy, make_sweep: MakeSweep
+) -> None:
+    study = study_with_a_large_trial(make_study)
+    costs = [c.cost.device_hours for c in plan(study).candidates if c.cost]
+    poor = study.replace(budget=Budget(device_hours=0.9 * max(costs)))
+    sweep, _ = make_sweep(poor)
+    running: list[str] = []
+    side_by_side = []
+    for now in range(14):
+        running += launch_names(sweep, now * 1e-3)
+        side_by_side.append(len(running))
+        sweep.end(running.pop(0), result_of("", TrialState.COMPLETED), (now + 0.5) * 1e-3)
+    assert side_by_side == [4] * 11 + [3, 2, 1]
+    assert [r.num_workers for r in sweep.trials.values() if not r.state.is_finished] == [4]
+
+
+def test_a_session_on_fewer_devices_runs_what_fits_them(
+    make_study: MakeStudy, make_sweep: MakeSweep, tmp_path: Path
+) -> None:
+    study = study_with_a_large_trial(make_study)
+    sweep, lines = make_sweep(study)
+    launch_names(sweep, 0.0)
+    again, _ = make_sweep(study, lines, num_devices=2)
+    run_to_end(again, {})
+    rows = results_of(again, RunFolder(tmp_path)).trials
+    (left,) = [row for row in rows if row.state is not TrialState.COMPLETED]
+    assert (left.state, left.num_workers) == (TrialState.PLANNED, 4)
+    assert left.reason == "needs 4 workers, 2 devices are there"
 
 
 def test_asha_stops_trials_and_the_rest_complete(
@@ -285,6 +330,24 @@ def test_compute_that_only_a_checkpoint_tells_of_is_charged_once(
     again.report("t000", {"val_loss": 2.0, "train_flops": planned}, 9.0)
     again.end("t000", result_of("t000", TrialState.COMPLETED), 9.0)
     assert again.spend().flops == pytest.approx(planned)
+
+
+def test_work_that_is_charged_by_its_time_is_not_charged_again_by_a_later_checkpoint(
+    make_study: MakeStudy, make_sweep: MakeSweep
+) -> None:
+    study = make_study()
+    sweep, lines = make_sweep(study)
+    sweep.next_launch(0.0)
+    sweep.workers_started("t000", 0.0)
+    planned = sweep.trials["t000"].planned_flops
+    sweep.report("t000", {"val_loss": 2.0, "train_flops": planned / 4}, 10.0)
+    sweep.heartbeat(16.0)
+    again, further = make_sweep(study, lines)
+    again.next_launch(16.0)  # and dies before its workers are up
+    last, _ = make_sweep(study, lines + further)
+    last.next_launch(17.0)
+    last.workers_started("t000", 17.0, planned * 0.35)
+    assert last.spend().flops == pytest.approx(planned / 4 * 1.6)
 
 
 def test_a_stop_that_a_crash_cut_off_is_carried_out_on_resume(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,18 @@ def test_a_damaged_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) 
 
 def test_a_missing_ledger_has_no_lines(tmp_path: Path) -> None:
     assert recover(tmp_path / "none") == ([], None)
+
+
+def test_a_ledger_that_can_grow_no_more_says_so_and_how_to_go_on(tmp_path: Path) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, hard))
+    try:
+        with pytest.raises(TrialError) as caught:
+            written(tmp_path / "run" / "l", 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert "l cannot be written: File too large" in caught.value.message
+    assert "planner sweep --resume run" in (caught.value.hint or "")
 
 
 def test_a_ledger_in_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from planner.budget import Budget
-from planner.errors import ConfigError, TrialError
+from planner.errors import ConfigError, InfeasibleError, TrialError
 from planner.results import Results, read_results
 from planner.run_folder import RunFolder
 from planner.study import Study
 from planner.trial import TrialState
 from planner.tuning import resume, sweep
+from planner.tuning.inline import InlineExecutor
 from planner.tuning.ledger import read_lines
 from planner.tuning.lock import locked
 from planner.tuning.outcome import Progress, standing_of
@@ -106,6 +107,34 @@ def test_a_trial_goes_on_from_its_checkpoint(make_study: MakeStudy, tmp_path: Pa
     started = [line for line in lines if line["kind"] == "up" and line["trial"] == "t000"]
     assert [line["flops"] > 0 for line in started] == [False, True]
     assert results.trials[0].num_attempts == 2
+
+
+def test_a_sweep_that_cannot_start_leaves_the_folder_as_it_was(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    study = make_study(base=make_study().base | {"layout": {"data_parallel": 2}})
+    with pytest.raises(InfeasibleError, match="at least 2 workers, 1 devices"):
+        sweep(study, executor=OneDevice(), root=tmp_path)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+
+
+class OneDevice(InlineExecutor):
+    def num_devices(self, wanted: int, device: str) -> int:
+        return 1
+
+
+def test_a_run_that_was_interrupted_before_its_first_trial_is_not_finished(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    results = sweep(make_study(), executor="inline", root=tmp_path)
+    lines = read_lines(results.folder.ledger)[:2]
+    lines += [{"kind": "interrupted", "reason": "SIGINT", "t": 1.0}]
+    lines += [{"kind": "session_ended", "t": 1.0}]
+    results.folder.ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert standing_of(results.folder).word == "interrupted"
 
 
 def test_resuming_a_finished_run_runs_nothing(make_study: MakeStudy, tmp_path: Path) -> None:
