@@ -44,12 +44,13 @@ from planner.curves.learning_curves import (
     learning_curve_forms,
 )
 from planner.curves.methods import SizeByMethod, best_sizes
-from planner.curves.points import Points, points_from_table, read_points, read_table
+from planner.curves.points import Points
 from planner.curves.prediction import predict_table
 from planner.curves.repeated import RepeatedDataFit, fit_repeated
 from planner.curves.schedules import LossTrace, ScheduleLaw, fit_schedule_law
 from planner.curves.stable import StableLosses
 from planner.curves.surface import OBJECTIVES, Objective, fit_surface
+from planner.curves.tables import points_from_table, read_points, read_table
 from planner.curves.tuning_law import TunedSetting, TuningGrid, TuningLaw, fit_tuning_law
 from planner.curves.variants import pinned_form
 

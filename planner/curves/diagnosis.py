@@ -1,7 +1,6 @@
-"""What a reader must know before trusting a fit: named warnings, and the filled-in checklist.
+"""What a reader must know before trusting a fit: named warnings.
 
-Every check states the number behind it and what to do. Checks read only what the table holds; what
-it does not say is marked so in the checklist instead of being assumed.
+Every check states the number behind it and what to do, and reads only what the table holds.
 """
 
 from __future__ import annotations
@@ -11,13 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.curves.allocation import log_optimal_params
 from planner.curves.arrays import LARGEST_LOG, FloatArray
+from planner.curves.forms import find_form
 from planner.curves.isoflop import IsoflopProfile, SizeFrontier, group_values
-from planner.curves.law import Backtest, Component, FitWarning, variables_of
+from planner.curves.law import Backtest, Component, FitWarning
 from planner.curves.points import FLOPS_PER_PARAM_TOKEN, Points, count_distinct
 from planner.curves.stable import CONSTANT
 
-__all__ = ["Evidence", "diagnose", "fill_checklist"]
+__all__ = ["LOOK_AHEAD", "TOKENS_PER_PARAM_BAND", "Evidence", "diagnose"]
 
 FEW_SIZES, FEW_BUDGETS = 4, 3
 NEARLY_COLLINEAR = 0.95
@@ -37,6 +38,7 @@ FLOPS_RATIO_BAND = (0.8, 1.25)
 PLAUSIBLE_LOSS = (0.7, 12.0)
 """Nats per token: below the best published models, above the logarithm of any vocabulary."""
 RISING_LOSS = 0.01
+SAME_SIZE = 0.01
 MOST_EPOCHS = 1.05
 LOOK_AHEAD = 10.0
 """Forms and methods are compared at so many times the largest compute."""
@@ -182,20 +184,22 @@ def _forms_disagree(e: Evidence) -> Finding:
 
 
 def _methods_disagree(e: Evidence) -> Finding:
-    from planner.curves.allocation import optimal_params
-
-    if not e.frontiers or len(e.components[0].params) < 5:
+    if not e.frontiers or not find_form(e.components[0].form).has_surface_optimum:
         return None
     flops = LOOK_AHEAD * float(e.points.compute_flops.max())
-    surface = float(np.log(optimal_params(e.components[0].params[None], flops)[0]))
+    surface = float(log_optimal_params(e.components[0].params[None], flops)[0])
     sizes = {"surface": surface} | {m: f.log_best_params(flops)[0] for m, f in e.frontiers.items()}
     least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
     ratio = float(np.exp(min(sizes[most] - sizes[least], LARGEST_LOG)))
     if not ratio > METHODS_DISAGREE:
         return None
+    is_mixture = len(e.components) > 1
+    used = (
+        "the geometric mean of all" if is_mixture else "the surface alone, as of every single form,"
+    )
     return ratio, (
         f"the methods recommend sizes {ratio:.3g} times apart at {LOOK_AHEAD:g} times the largest "
-        f"compute ({least} the smallest, {most} the largest); the geometric mean of all is used."
+        f"compute ({least} the smallest, {most} the largest); {used} is used."
     )
 
 
@@ -242,7 +246,7 @@ def _flops_mismatch(e: Evidence) -> Finding:
 def _embedding(e: Evidence) -> Finding:
     if e.points.num_params_non_embedding is None:
         return None
-    share = float((1 - e.points.num_params_non_embedding / e.points.num_params).max())
+    share = float(np.nanmax(1 - e.points.num_params_non_embedding / e.points.num_params))
     if share <= EMBEDDING_SHARE:
         return None
     return share, (
@@ -262,9 +266,12 @@ def _tiny_models(e: Evidence) -> Finding:
 
 
 def _learning_rate(e: Evidence) -> Finding:
-    rate = e.points.learning_rate
-    span = float(e.points.num_params.max() / e.points.num_params.min())
-    if rate is None or span < 4 or count_distinct(rate, 0.01) > 1:
+    if e.points.learning_rate is None:
+        return None
+    is_known = ~np.isnan(e.points.learning_rate)
+    rate, sizes = e.points.learning_rate[is_known], e.points.num_params[is_known]
+    span = float(sizes.max() / sizes.min())
+    if span < 4 or count_distinct(rate, 0.01) > 1:
         return None
     return span, (
         f"one learning rate for sizes {span:.1f} times apart: the largest or the smallest "
@@ -283,9 +290,7 @@ def _warmup(e: Evidence) -> Finding:
 
 
 def _checkpoints(e: Evidence) -> Finding:
-    if e.points.run is None:
-        return None
-    shared = _sharing(e.points)
+    shared = e.points.num_continued
     if shared == 0 or (e.points.schedule is not None and (e.points.schedule == CONSTANT).all()):
         return None
     return shared, (
@@ -326,10 +331,11 @@ def _rising(e: Evidence) -> Finding:
     if points.unique_tokens is not None:
         return None
     rises = 0
-    for size in np.unique(np.round(np.log(points.num_params), 2)):
-        rows = np.abs(np.log(points.num_params) - size) < 0.006
-        order = np.argsort(points.num_tokens[rows])
-        losses = points.loss[rows][order]
+    sizes = group_values(points.num_params, SAME_SIZE)
+    for size in range(int(sizes.max()) + 1):
+        rows = points.where(sizes == size)
+        # Of one length the highest loss comes first: a repeat is no shorter training.
+        losses = rows.loss[np.lexsort((-rows.loss, rows.num_tokens))]
         rises += int((losses > np.minimum.accumulate(losses) * (1 + RISING_LOSS)).sum())
     if rises == 0:
         return None
@@ -376,62 +382,3 @@ _CHECKS: dict[str, Callable[[Evidence], Finding]] = {
     "repeated-data": _repeated,
     "loss-rises-with-tokens": _rising,
 }
-
-
-def _sharing(points: Points) -> int:
-    """Return how many rows go on from another row's run."""
-    return 0 if points.run is None else len(points) - np.unique(points.run).size
-
-
-def _schedules(points: Points) -> str:
-    if points.schedule is None:
-        return "not stated in the table"
-    names, counts = np.unique(points.schedule, return_counts=True)
-    return ", ".join(f"{n} {name or 'not stated'}" for name, n in zip(names, counts, strict=True))
-
-
-def fill_checklist(evidence: Evidence, objective: str, num_draws: int) -> dict[str, str]:
-    """Return the checklist of (Mis)Fitting (Li et al. 2025, arXiv:2502.18969), from the data."""
-    points = evidence.points
-    flops = points.compute_flops
-    given = points.columns or {name: name for name in points.covariates()}
-    ratio = points.num_tokens / points.num_params
-
-    def span(values: FloatArray) -> str:
-        return f"{values.min():.3g} to {values.max():.3g}"
-
-    def stated(name: str, values: FloatArray | None) -> str:
-        return "not stated in the table" if values is None else f"{name}: {span(values)}"
-
-    return {
-        "law: forms": ", ".join(f"{c.form} {100 * c.weight:.0f} %" for c in evidence.components),
-        "law: variables": ", ".join(variables_of(evidence.components)),
-        "set-up: columns given": ", ".join(points.covariates()),
-        "law: methods for the best size": ", ".join(["surface", *evidence.frontiers]),
-        "set-up: trainings": f"{len(points)} used; left out: "
-        + (", ".join(f"{n} {why}" for why, n in points.dropped.items()) or "none"),
-        "set-up: sizes": f"{count_distinct(points.num_params)} sizes, {span(points.num_params)}",
-        "set-up: tokens": f"{count_distinct(points.num_tokens)} counts, {span(points.num_tokens)}",
-        "set-up: tokens per parameter": span(ratio),
-        "set-up: compute": span(flops),
-        "set-up: learning rate": stated("learning_rate", points.learning_rate),
-        "set-up: tokens per step": stated("tokens_per_step", points.tokens_per_step),
-        "set-up: schedule": _schedules(points),
-        "set-up: warm-up": stated("warmup_fraction", points.warmup_fraction),
-        "data: repeated tokens": stated("unique_tokens", points.unique_tokens),
-        "collection: loss": f"column {given.get('loss', 'loss')}, taken as nats per token, final",
-        "collection: parameters counted": f"column {given.get('num_params', 'num_params')}",
-        "collection: compute counted": "6 N D"
-        if points.train_flops is None
-        else "column train_flops",
-        "collection: checkpoints": "final losses, one row per training"
-        if points.run is None
-        else f"{_sharing(points)} rows share a run with another",
-        "collection: losses during training": "none"
-        if points.stable is None
-        else f"{points.stable}",
-        "fit: objective": objective,
-        "fit: optimiser": "global grid by variable projection, then damped Newton to 1e-13",
-        "fit: resampling": f"{num_draws} draws",
-        "fit: back-tests": f"{len({b.train_max_flops for b in evidence.backtests})} cuts",
-    }

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from planner.curves.arrays import FloatArray
-from planner.curves.diagnosis import Evidence, diagnose, fill_checklist
+from planner.curves.checklist import fill_checklist
+from planner.curves.diagnosis import Evidence, diagnose
 from planner.curves.forms import CurveForm, find_form
 from planner.curves.intervals import bootstrap_coefficients, expanded_tail, has_flat_direction
-from planner.curves.isoflop import (
-    isoflop_profiles,
-)
+from planner.curves.isoflop import isoflop_profiles
 from planner.curves.law import (
     Backtest,
     Coefficient,
     Component,
     FittedRange,
     ScalingLaw,
+    require_level,
 )
 from planner.curves.methods import size_frontiers
 from planner.curves.mixture import (
@@ -29,12 +29,13 @@ from planner.curves.mixture import (
     draw_params,
     extrapolation_error,
     mixture_weights,
-    robust_deviation,
 )
-from planner.curves.points import Points, count_distinct, points_from_table
+from planner.curves.points import Points, count_distinct
 from planner.curves.problem import form_problem, require_identified
 from planner.curves.profiles import profile_coefficients
+from planner.curves.robust import robust_deviation
 from planner.curves.surface import OBJECTIVES, Objective
+from planner.curves.tables import points_from_table
 from planner.errors import ConfigError, FitError, NotFoundError, did_you_mean
 
 if TYPE_CHECKING:
@@ -99,8 +100,7 @@ def fit(
         ConfigError: The table or an argument is wrong.
         FitError: The table cannot identify the law; the message says which runs are missing.
     """
-    if not 0.0 < level < 1.0:
-        raise ConfigError(f"level must lie between 0 and 1: got {level}.")
+    require_level(level)
     if num_bootstraps < 10:
         raise ConfigError(f"num_bootstraps must be at least 10: got {num_bootstraps}.")
     if objective not in OBJECTIVES:

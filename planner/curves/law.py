@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import ndtri
 
 from planner.curves.arrays import FloatArray, safe_exp
 from planner.curves.forms import find_form
 from planner.curves.isoflop import IsoflopProfile, SizeFrontier
-from planner.curves.points import FLOPS_PER_PARAM_TOKEN
+from planner.curves.points import FLOPS_PER_PARAM_TOKEN, is_fraction
 from planner.errors import ConfigError, FitError, NotFoundError
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "FittedRange",
     "Prediction",
     "ScalingLaw",
+    "require_level",
     "standard_noise",
     "variables_of",
 ]
@@ -213,9 +215,7 @@ class ScalingLaw:
             ConfigError: A value is not positive and finite, or the level is not in (0, 1).
             FitError: The form needs a column that was not given.
         """
-        share = self.level if level is None else level
-        if not 0.0 < share < 1.0:
-            raise ConfigError(f"level must lie between 0 and 1: got {share}.")
+        share = self.level if level is None else require_level(level)
         given = {"num_params": num_params, "num_tokens": num_tokens, **columns}
         if train_flops is not None:
             given["train_flops"] = train_flops
@@ -321,19 +321,42 @@ class ScalingLaw:
         """
         if not Path(path).is_file():
             raise NotFoundError(f"no law at {path}.", hint="Write one with `planner fit`.")
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"{path} is no law: it is not text.", hint="Give the laws.json of `planner fit`."
+            ) from error
+        return cls.from_json(text)
 
 
 def _broadcast(given: Mapping[str, ArrayLike]) -> dict[str, FloatArray]:
     arrays = {}
     for name, value in given.items():
         array = np.asarray(value, dtype=np.float64)
-        least_allowed = array >= 0 if name == "sparsity_fraction" else array > 0
-        if not (np.isfinite(array) & least_allowed).all():
+        is_share = name.endswith("_fraction")
+        if is_share and not is_fraction(name, array).all():
+            raise ConfigError(f"{name} must lie in 0 to 1: got {array.min():g} to {array.max():g}.")
+        if not is_share and not (np.isfinite(array) & (array > 0)).all():
             raise ConfigError(f"{name} must be positive and finite: got {array.min():g} as least.")
         arrays[name] = array
-    shape = np.broadcast_shapes(*(array.shape for array in arrays.values()))
+    try:
+        shape = np.broadcast_shapes(*(array.shape for array in arrays.values()))
+    except ValueError:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise ConfigError(f"shapes must broadcast: got {shapes}.") from None
     return {name: np.broadcast_to(array, shape) for name, array in arrays.items()}
+
+
+def require_level(level: float) -> float:
+    """Return the level of an interval.
+
+    Raises:
+        ConfigError: It is not in (0, 1).
+    """
+    if not 0.0 < level < 1.0:
+        raise ConfigError(f"level must lie between 0 and 1: got {level}.")
+    return level
 
 
 def variables_of(components: Sequence[Component]) -> tuple[str, ...]:
@@ -343,8 +366,6 @@ def variables_of(components: Sequence[Component]) -> tuple[str, ...]:
 
 def standard_noise(num: int, seed: int) -> FloatArray:
     """Return a shuffled normal sample without sampling error: its quantiles are exact."""
-    from scipy.special import ndtri
-
     levels = (np.arange(num) + 0.5) / num
     return np.asarray(np.random.default_rng(seed).permutation(ndtri(levels)))
 

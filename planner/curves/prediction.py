@@ -9,7 +9,7 @@ import numpy as np
 
 from planner.curves.forms import find_form
 from planner.curves.law import ScalingLaw
-from planner.curves.points import ENGINE_NAMES
+from planner.curves.tables import ENGINE_NAMES
 from planner.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from planner.curves import Points, fit
+from planner.curves import Points, best_sizes, fit
 
 
 def _codes(points: Points) -> set[str]:
@@ -79,6 +79,61 @@ def test_the_pitfall_is_named_with_its_number(sweep, code):
     for warning in warnings:
         assert warning.value is not None, code
         assert len(warning.message) > 40
+
+
+def test_gaps_in_a_column_hide_no_pitfall_and_make_none(sweep):
+    p = sweep()
+    gap = np.arange(len(p)) == 3
+    given = {
+        "learning_rate": np.where(gap, np.nan, 1e-3),
+        "num_params_non_embedding": np.where(gap, np.nan, 0.9 * p.num_params),
+    }
+    law = fit(_change(p, **given), num_bootstraps=10)
+    codes = {w.code for w in law.warnings}
+    assert "learning-rate-not-tuned" in codes
+    assert "embedding-heavy" not in codes
+    assert law.checklist["set-up: learning rate"] == (
+        "learning_rate: 0.001 to 0.001; 1 rows do not say"
+    )
+    law.to_json()
+
+
+def test_a_longer_training_that_ends_higher_is_counted_once_and_a_repeat_never(sweep):
+    p = sweep(noise=0.0)
+    repeated = np.r_[np.arange(len(p)), np.zeros(2, dtype=int)]
+    again = Points(
+        num_params=p.num_params[repeated],
+        num_tokens=p.num_tokens[repeated],
+        loss=p.loss[repeated] * np.r_[np.ones(len(p)), 1.02, 1.03],
+    )
+    assert "loss-rises-with-tokens" not in _codes(again)
+    size = np.exp([18.0045, 18.0055])  # to two decimals these are two sizes
+    pair = Points(
+        num_params=np.r_[p.num_params, size],
+        num_tokens=np.r_[p.num_tokens, 1e9, 2e9],
+        loss=np.r_[p.loss, 4.0, 4.2],
+    )
+    (warning,) = (
+        w for w in fit(pair, num_bootstraps=10).warnings if w.code == "loss-rises-with-tokens"
+    )
+    assert warning.value == 1
+
+
+@pytest.mark.parametrize(
+    ("form", "used"),
+    [("mixture", "the geometric mean of all"), ("chinchilla", "the surface alone")],
+)
+def test_methods_that_disagree_are_named_with_the_one_that_is_used(isoflop_sweep, form, used):
+    p = isoflop_sweep(noise=0.0)
+    flops = p.compute_flops
+    best = 2e8 * (flops / 1e18) ** 0.75
+    tilted = p.loss * np.exp(0.02 * np.log(p.num_params / best) ** 2)
+    law = fit(_change(p, loss=tilted), form=form, num_bootstraps=20)
+    (message,) = (w.message for w in law.warnings if w.code == "methods-disagree")
+    assert used in message
+    sizes = {row.method: row.num_params for row in best_sizes(law)}
+    alone = sizes["recommended"] == pytest.approx(sizes["surface"])
+    assert alone == (form == "chinchilla")
 
 
 def test_sound_data_raise_no_alarm(isoflop_sweep):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from planner.curves import Points, ScalingLaw, curve_forms, fit
+from planner.curves.mixture import bootstrap_weights
 from planner.errors import ConfigError, FitError, NotFoundError
 
 
@@ -51,6 +52,12 @@ def test_a_document_that_is_no_law_is_refused(text):
         ScalingLaw.from_json(text)
 
 
+def test_a_file_that_is_not_text_is_no_law(tmp_path):
+    (tmp_path / "results.parquet").write_bytes(b"PAR1\xbc\xff")
+    with pytest.raises(ConfigError, match="is no law"):
+        ScalingLaw.load(tmp_path / "results.parquet")
+
+
 @pytest.mark.parametrize("change", ["extra", "missing"])
 def test_a_damaged_law_is_refused(law, change):
     document = json.loads(law.to_json())
@@ -91,6 +98,17 @@ def test_the_extrapolation_factor_is_compute_over_the_largest_fitted(law):
 def test_a_prediction_at_an_impossible_size_is_refused(law, bad):
     with pytest.raises(ConfigError, match="num_params must be positive"):
         law.predict(bad, 1e9)
+
+
+def test_sizes_and_tokens_that_do_not_broadcast_are_refused(law):
+    with pytest.raises(ConfigError, match=r"num_params \(2,\), num_tokens \(3,\)"):
+        law.predict([1e9, 2e9], [1e10, 2e10, 3e10])
+
+
+def test_a_resampling_has_as_many_rows_as_the_table_though_runs_are_missing(sweep):
+    p = dataclasses.replace(sweep(), run=np.repeat(np.arange(12) * 1000, 3))
+    weights = bootstrap_weights(p.where(p.run > 3000), 20, 0)
+    assert (weights.sum(axis=1) == 24).all()
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.5])

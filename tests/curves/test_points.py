@@ -37,6 +37,26 @@ def test_text_among_numbers_is_refused_with_its_row(table):
     table.loc[3, "loss"] = "oops"
     with pytest.raises(ConfigError, match="'oops' in row 4"):
         points_from_table(table)
+    table["state"] = ["failed"] * 2 + ["completed"] * (len(table) - 2)
+    with pytest.raises(ConfigError, match="1 of 34 rows do not, the first is 'oops' in row 4"):
+        points_from_table(table)
+
+
+def test_two_columns_of_one_name_are_refused(table, tmp_path):
+    table.assign(**{" loss": 1.0}).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(ConfigError, match="2 columns named 'loss'"):
+        read_points(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("column", "bad"), [("sparsity_fraction", 1.0), ("warmup_fraction", 5.0)], ids=str
+)
+def test_a_share_beyond_one_is_refused(table, column, bad):
+    table[column] = 0.5
+    assert len(points_from_table(table)) == len(table)
+    table.loc[0, column] = bad
+    with pytest.raises(ConfigError, match=f"{column} must lie in 0 to 1: 1 of 36 rows do not"):
+        points_from_table(table)
 
 
 @pytest.mark.parametrize("bad", [0.0, -5.0, np.nan, np.inf], ids=str)
@@ -118,7 +138,11 @@ def test_negative_flops_are_recognised_as_an_overflow(table):
 
 def test_an_optional_column_without_any_value_is_absent(table):
     table["train_flops"] = np.nan
+    table["warmup_fraction"] = [0.01] + [np.nan] * (len(table) - 1)
     assert points_from_table(table).train_flops is None
+    assert points_from_table(table).warmup_fraction is not None
+    table.loc[0, "loss"] = np.nan  # the only row that says it is left out
+    assert points_from_table(table).warmup_fraction is None
 
 
 def test_the_names_of_a_run_are_understood(table, tmp_path):
