@@ -11,19 +11,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.curves.arrays import FloatArray
-from planner.curves.forms import find_form
-from planner.curves.law import ScalingLaw, standard_noise
+from planner.curves.forms import find_form, predict_surface
+from planner.curves.law import ScalingLaw, require_level, standard_noise
 from planner.curves.points import FLOPS_PER_PARAM_TOKEN
-from planner.curves.repeated import PUBLISHED_REPETITION, predict_repeated
+from planner.curves.repeated import PUBLISHED_REPETITION, effective_columns, predict_repeated
 from planner.errors import ConfigError, FitError
 
 __all__ = [
     "Allocation",
     "allocation_for_loss",
+    "best_log_params",
+    "log_optimal_params",
     "max_tokens_by_deadline",
     "optimal_allocation",
     "optimal_params",
     "overtraining_overhead",
+    "require_positive",
 ]
 
 INFERENCE_FLOPS_PER_PARAM_TOKEN = 2.0
@@ -96,11 +99,16 @@ def optimal_params(params: FloatArray, train_flops: float) -> FloatArray:
     >>> float(optimal_params(np.array([[1.8, 400.0, 400.0, 0.3, 0.3]]), 6e18)[0].round())
     1000000000.0
     """
+    return np.asarray(np.exp(log_optimal_params(params, train_flops)))
+
+
+def log_optimal_params(params: FloatArray, train_flops: float) -> FloatArray:
+    """Return the log of `optimal_params`: not finite where a term vanished or does not fall."""
     a, b, alpha, beta = params.T[1:5]
     with np.errstate(divide="ignore", invalid="ignore"):
         log_g = np.log(alpha * a / (beta * b)) / (alpha + beta)
         exponent = beta / (alpha + beta)
-        return np.asarray(np.exp(log_g + exponent * np.log(train_flops / FLOPS_PER_PARAM_TOKEN)))
+        return np.asarray(log_g + exponent * np.log(train_flops / FLOPS_PER_PARAM_TOKEN))
 
 
 def overtraining_overhead(alpha: float, beta: float, size_ratio: float) -> tuple[float, float]:
@@ -109,6 +117,7 @@ def overtraining_overhead(alpha: float, beta: float, size_ratio: float) -> tuple
     k_D = (1 - (beta/alpha) (k_N^-alpha - 1))^(-1/beta), compute ratio k_N k_D.
 
     Raises:
+        ConfigError: An exponent or the ratio is not positive and finite.
         FitError: The model is so small that no amount of data suffices.
 
     Source: H. de Vries 2023, "Go smol or go home"; (A/B) G^-(alpha+beta) = beta/alpha.
@@ -116,6 +125,7 @@ def overtraining_overhead(alpha: float, beta: float, size_ratio: float) -> tuple
     >>> [round(v, 3) for v in overtraining_overhead(0.34, 0.28, 0.5)]
     [2.416, 1.208]
     """
+    require_positive(alpha=alpha, beta=beta, size_ratio=size_ratio)
     bracket = 1.0 - (beta / alpha) * (size_ratio**-alpha - 1.0)
     if bracket <= 0:
         smallest = (1.0 + alpha / beta) ** (-1.0 / alpha)
@@ -135,9 +145,17 @@ def max_tokens_by_deadline(
     Steps are serial: beyond the critical batch, more tokens per step hardly save steps
     (McCandlish et al. 2018, arXiv:1812.06162), so D <= deadline / step time x critical batch.
 
+    Raises:
+        ConfigError: A quantity is not positive and finite.
+
     >>> max_tokens_by_deadline(86400, 0.5, 2e6)
     345600000000.0
     """
+    require_positive(
+        deadline_seconds=deadline_seconds,
+        seconds_per_step=seconds_per_step,
+        critical_batch_tokens=critical_batch_tokens,
+    )
     return deadline_seconds / seconds_per_step * critical_batch_tokens
 
 
@@ -165,10 +183,11 @@ def optimal_allocation(
         level: Of the intervals.
 
     Raises:
-        ConfigError: A quantity is not positive and finite.
+        ConfigError: A quantity is not positive and finite, or the level is not in (0, 1).
         FitError: The form has no size-token trade-off, or the limits leave nothing.
     """
-    _require_positive(
+    share = law.level if level is None else require_level(level)
+    require_positive(
         train_flops=train_flops,
         unique_tokens=unique_tokens,
         max_num_params=max_num_params,
@@ -185,11 +204,9 @@ def optimal_allocation(
     if limits.bend_the_law:
         center, draws = _search(law, train_flops, limits, center, draws)
     low, high = _log_bounds(train_flops, limits)
-    center, draws = (
-        float(np.clip(center, min(low, high), high)),
-        np.clip(draws, min(low, high), high),
-    )
-    return _allocation(law, train_flops, limits, center, draws, level or law.level)
+    low = min(low, high)
+    center, draws = float(np.clip(center, low, high)), np.clip(draws, low, high)
+    return _allocation(law, train_flops, limits, center, draws, share)
 
 
 def _log_bounds(flops: float, limits: _Limits) -> tuple[float, float]:
@@ -208,7 +225,12 @@ def _log_bounds(flops: float, limits: _Limits) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _require_positive(**values: float | None) -> None:
+def require_positive(**values: float | None) -> None:
+    """Refuse quantities that are given and not positive and finite.
+
+    Raises:
+        ConfigError: Naming the first of them.
+    """
     for name, value in values.items():
         if value is not None and not (np.isfinite(value) and value > 0):
             raise ConfigError(f"{name} must be positive and finite: got {value}.")
@@ -217,11 +239,12 @@ def _require_positive(**values: float | None) -> None:
 def best_log_params(law: ScalingLaw, train_flops: float) -> tuple[float, FloatArray]:
     """Return log of the compute-optimal size and draws of it.
 
-    The leading form, the IsoFLOP frontier and the envelope err differently: the mean of those that
-    exist is taken, and each gives as many draws, so that their disagreement widens the interval.
+    The leading form, the IsoFLOP frontier and the envelope err differently: under a mixture the mean
+    of those that exist is taken, and each gives as many draws, so that their disagreement widens the
+    interval. A single form that was asked for stands alone.
 
     Raises:
-        FitError: The form has no size-token trade-off.
+        FitError: The form has no size-token trade-off, or one of its terms vanished.
     """
     lead = law.components[0]
     if not find_form(lead.form).has_surface_optimum:
@@ -229,16 +252,13 @@ def best_log_params(law: ScalingLaw, train_flops: float) -> tuple[float, FloatAr
             f"form {lead.form} does not say how to split compute between size and tokens.",
             hint="Fit the form 'mixture' or 'chinchilla'.",
         )
-    center = float(np.log(optimal_params(lead.params[None], train_flops)[0]))
+    center = float(log_optimal_params(lead.params[None], train_flops)[0])
     draws = np.concatenate(
-        [np.log(optimal_params(c.draws[:num], train_flops)) for c, num in law.shares_of_draws()]
+        [log_optimal_params(c.draws[:num], train_flops) for c, num in law.shares_of_draws()]
     )
     draws = draws[np.isfinite(draws)]
     if not np.isfinite(center) or draws.size == 0:
-        raise FitError(
-            "the fitted law has no best size: one of its terms vanished.",
-            hint="Add trainings that differ in both num_params and num_tokens.",
-        )
+        raise _vanished()
     if not law.frontiers or law.form != "mixture":
         return center, draws
     centers, parts = [center], [draws[:: 1 + len(law.frontiers)]]
@@ -247,6 +267,13 @@ def best_log_params(law: ScalingLaw, train_flops: float) -> tuple[float, FloatAr
         centers.append(log_size)
         parts.append(log_size + deviation * standard_noise(parts[0].size, law.seed + number))
     return float(np.mean(centers)), np.concatenate(parts)
+
+
+def _vanished() -> FitError:
+    return FitError(
+        "the fitted law has no best size: one of its terms vanished.",
+        hint="Add trainings that differ in both num_params and num_tokens.",
+    )
 
 
 def _search(
@@ -258,9 +285,12 @@ def _search(
     is searched on the leading form, so that what the frontier says is kept.
     """
     lead = law.components[0]
-    num = min(SEARCH_DRAWS, len(lead.draws), draws.size)
-    rows = np.concatenate([lead.params[None], lead.draws[:num]])
-    unlimited = np.log(optimal_params(rows, flops))
+    sound = lead.draws[np.isfinite(log_optimal_params(lead.draws, flops))]
+    num = min(SEARCH_DRAWS, len(sound), draws.size)
+    if num == 0:
+        raise _vanished()
+    rows = np.concatenate([lead.params[None], sound[:num]])
+    unlimited = log_optimal_params(rows, flops)
     middle = np.clip(unlimited, center - 4, center + 4)[:, None]
     log_n = middle + np.linspace(-1, 1, SEARCH_POINTS) * np.log(SEARCH_FACTOR)
     tokens = _affordable_tokens(np.exp(log_n), flops, limits)
@@ -284,22 +314,17 @@ def _affordable_tokens(num_params: FloatArray, flops: float, limits: _Limits) ->
 def _limited_loss(
     rows: FloatArray, num_params: FloatArray, tokens: FloatArray, limits: _Limits, law: ScalingLaw
 ) -> FloatArray:
-    """Return loss, shape (s, k), infinite where the budget buys no token."""
-    affordable = np.maximum(tokens, 1.0)
-    unique = affordable if limits.unique_tokens is None else limits.unique_tokens
-    repeats = _repetition(rows, law)
-    result = np.empty_like(affordable)
-    for i, row in enumerate(np.column_stack([rows[:, :5], repeats])):
-        columns = {
-            "num_params": num_params[i],
-            "num_tokens": affordable[i],
-            "unique_tokens": np.broadcast_to(unique, affordable.shape)[i],
-        }
-        if limits.unique_tokens is None:
-            result[i] = find_form("chinchilla").predict(row[None, :5], columns)[0]
-        else:
-            result[i] = predict_repeated(row[None], columns)[0]
-    return np.where(tokens >= 1.0, result, np.inf)
+    """Return loss of the surface, shape (s, k), infinite where the budget buys no token.
+
+    An outer exponent of the form moves no optimum and is left out.
+    """
+    columns = {"num_params": num_params, "num_tokens": np.maximum(tokens, 1.0)}
+    if limits.unique_tokens is None:
+        loss = predict_surface(rows[:, :5], columns)
+    else:
+        columns["unique_tokens"] = np.array(limits.unique_tokens)
+        loss = predict_repeated(np.column_stack([rows[:, :5], _repetition(rows, law)]), columns)
+    return np.where(tokens >= 1.0, loss, np.inf)
 
 
 def _repetition(rows: FloatArray, law: ScalingLaw) -> FloatArray:
@@ -362,7 +387,8 @@ def _loss_at(
     rows = np.repeat(lead.params[None], 201, axis=0)
     columns = {"num_params": np.array([num_params]), "num_tokens": np.array([num_tokens])}
     repeated = np.column_stack([rows[:, :5], _repetition(rows, law)])
-    losses = predict_repeated(repeated, columns | {"unique_tokens": np.array([unique])})[:, 0]
+    effective = effective_columns(repeated, columns | {"unique_tokens": np.array([unique])})
+    losses = find_form(lead.form).predict(rows, effective)[:, 0]
     fresh = law.predict(num_params, num_tokens, level=level)
     tails = np.quantile(losses[1:], [0.5 - 0.5 * level, 0.5 + 0.5 * level]) / losses[0]
     value = losses[0] * float(fresh.loss) / float(np.exp(lead.log_loss(columns)[0]))
@@ -378,7 +404,7 @@ def allocation_for_loss(law: ScalingLaw, loss: float, *, level: float | None = N
         ConfigError: The loss is not positive and finite.
         FitError: The loss is at or below the irreducible loss of the law.
     """
-    _require_positive(loss=loss)
+    require_positive(loss=loss)
     low, high = 1e9, LARGEST_FLOPS
     if optimal_allocation(law, high, level=level).loss > loss:
         raise FitError(

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.curves.allocation import best_log_params, optimal_params
+from planner.curves.allocation import best_log_params, log_optimal_params, require_positive
 from planner.curves.anchored import tokens_per_param_weight
 from planner.curves.arrays import BoolArray, FloatArray, IntArray
 from planner.curves.diagnosis import TOKENS_PER_PARAM_BAND
 from planner.curves.law import ScalingLaw
 from planner.curves.points import FLOPS_PER_PARAM_TOKEN
-from planner.errors import BudgetError, ConfigError
+from planner.errors import BudgetError
 
 __all__ = ["SuggestedTrial", "Suggestion", "suggest"]
 
@@ -87,15 +87,13 @@ def suggest(
         num_trials: At most so many.
 
     Raises:
-        ConfigError: A quantity is not positive.
+        ConfigError: A quantity is not positive and finite.
         BudgetError: The pilot budget pays for no run that would say anything new.
         FitError: The form has no size-token trade-off.
     """
-    if not (target_flops > 0 and pilot_budget_flops > 0 and num_trials > 0):
-        raise ConfigError(
-            "target_flops, pilot_budget_flops and num_trials must be positive: got "
-            f"{target_flops:g}, {pilot_budget_flops:g}, {num_trials}."
-        )
+    require_positive(
+        target_flops=target_flops, pilot_budget_flops=pilot_budget_flops, num_trials=num_trials
+    )
     floor = SMALLEST_SHARE * law.fitted_range.train_flops[1]
     if pilot_budget_flops < floor:
         raise BudgetError(
@@ -118,8 +116,9 @@ def suggest(
 def _target_draws(law: ScalingLaw, target_flops: float) -> FloatArray:
     """Return (log N*, log L at the best size) of every draw, centred and weighted, shape (s, 2)."""
     center, _ = best_log_params(law, target_flops)
-    parts = [np.log(optimal_params(c.draws[:n], target_flops)) for c, n in law.shares_of_draws()]
-    sizes = np.clip(np.concatenate(parts), center - 5, center + 5)
+    parts = [log_optimal_params(c.draws[:n], target_flops) for c, n in law.shares_of_draws()]
+    sizes = np.nan_to_num(np.concatenate(parts), nan=center)  # a draw without a best size
+    sizes = np.clip(sizes, center - 5, center + 5)
     losses = law.log_loss_draws(_columns(np.exp([center]), np.array([target_flops])))[:, 0]
     both = np.column_stack([sizes - sizes.mean(), losses - losses.mean()])
     return np.asarray(both)

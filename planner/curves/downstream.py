@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import ndtri
 
 from planner.curves.arrays import FloatArray
 from planner.curves.intervals import DEFAULT_DRAWS, fit_curve
@@ -133,8 +134,6 @@ class DownstreamLink:
         """
         center = self.accuracy(loss.loss)
         best, worst = self.accuracy(loss.loss_lower), self.accuracy(loss.loss_upper)
-        from scipy.special import ndtri
-
         flat = _KINDS[self.kind].model(self.draws, np.ravel(loss.loss))
         spread = flat.std(axis=0).reshape(center.shape) if len(flat) else 0.0
         noise = float(ndtri(0.5 + 0.5 * loss.level)) * np.hypot(self.noise, spread)

@@ -6,7 +6,7 @@ else (bootstrap, back-test, mixture, intervals, JSON) works on any entry.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ from planner.curves.anchored import fit_anchored
 from planner.curves.arrays import FloatArray, safe_exp, safe_log
 from planner.curves.newton import Restriction
 from planner.curves.points import Points
-from planner.curves.robust import best_per_weighting, minimize_robust
+from planner.curves.robust import minimize_robust
 from planner.curves.surface import OBJECTIVES, Objective, fit_surface, tied_exponents
 from planner.errors import NotFoundError, did_you_mean
 
@@ -24,11 +24,14 @@ __all__ = [
     "Fitted",
     "curve_forms",
     "decode_surface",
+    "decode_with_logs",
     "find_form",
     "predict_surface",
     "register",
     "robust_fit",
+    "surface_fit",
     "surface_starts",
+    "with_tails",
 ]
 
 Columns = Mapping[str, FloatArray]
@@ -114,58 +117,49 @@ def _log_terms(params: FloatArray, columns: Columns) -> tuple[FloatArray, FloatA
     return safe_log(a) - alpha * log_n, safe_log(b) - beta * log_d
 
 
-def _fit_free(points: Points, objective: Objective, weights: FloatArray | None) -> Fitted:
-    fit = fit_surface(
-        points.num_params, points.num_tokens, points.loss, objective=objective, weights=weights
-    )
-    return fit.params, fit.objective
+def surface_fit(
+    restriction: Restriction | None = None,
+) -> Callable[[Points, Objective, FloatArray | None], Fitted]:
+    """Return the global fit of the reference law, or of a restricted kin of it."""
+
+    def fit(points: Points, objective: Objective, weights: FloatArray | None) -> Fitted:
+        fitted = fit_surface(
+            points.num_params,
+            points.num_tokens,
+            points.loss,
+            objective=objective,
+            weights=weights,
+            restriction=restriction,
+        )
+        return fitted.params, fitted.objective
+
+    return fit
 
 
-def _fit_tied(points: Points, objective: Objective, weights: FloatArray | None) -> Fitted:
-    fit = fit_surface(
-        points.num_params,
-        points.num_tokens,
-        points.loss,
-        objective=objective,
-        weights=weights,
-        restriction=tied_exponents(),
-    )
-    return fit.params, fit.objective
-
-
-def _in_newton_order(places: list[int]) -> Restriction:
-    """Return (a, b, e, alpha, beta) of theta whose `places` hold (e, a, b, alpha, beta)."""
-    num = max(places) + 1
-    basis = np.zeros((5, num))
-    basis[[2, 0, 1, 3, 4], places] = 1.0
-    zeros = np.zeros(num)
-    return Restriction(basis=basis, offset=np.zeros(5), center=zeros, strength=zeros)
-
-
-CHINCHILLA = register(
+register(
     CurveForm(
         name="chinchilla",
         equation="L = E + A/N^alpha + B/D^beta",
         source="Hoffmann et al. 2022 (arXiv:2203.15556), equation 2",
         coefficients=SURFACE_COEFFICIENTS,
         predict=predict_surface,
-        fit=_fit_free,
+        fit=surface_fit(),
         decode=lambda theta, points: decode_surface(theta, points),
         starts=lambda points: surface_starts(points)[:1],
-        restriction=_in_newton_order([0, 1, 2, 3, 4]),
+        restriction=Restriction.placed([1, 2, 0, 3, 4]),
     )
 )
-TIED = register(
+register(
     CurveForm(
         name="tied",
         equation="L = E + A/N^alpha + B/D^alpha",
         source="Gadre et al. 2024 (arXiv:2403.08540), equation 4 with alpha = beta",
         coefficients=SURFACE_COEFFICIENTS,
         predict=predict_surface,
-        fit=_fit_tied,
+        fit=surface_fit(tied_exponents()),
         decode=lambda theta, points: decode_surface(theta[:, [0, 1, 2, 3, 3]], points),
         starts=lambda points: surface_starts(points)[1:, :4],
-        restriction=_in_newton_order([0, 1, 2, 3, 3]),
+        restriction=Restriction.placed([1, 2, 0, 3, 3]),
     )
 )
 
@@ -189,7 +183,7 @@ def _draw_anchored(points: Points, num: int, seed: int) -> FloatArray:
     return np.empty((0, 5)) if draws is None else draws
 
 
-ANCHORED = register(
+register(
     CurveForm(
         name="anchored",
         equation="L = E + A/N^alpha + B/D^beta, with a prior on how fast loss falls",
@@ -233,7 +227,7 @@ def robust_fit(
         theta = starts(points)
         ones = np.ones((len(theta), len(points)))
         theta, value = minimize_robust(model, target, theta, ones, delta=objective.delta)
-        theta, value = best_per_weighting(theta, value, 1)
+        theta, value = theta[[value.argmin()]], value[[value.argmin()]]
         if weights is not None and not (len(weights) == 1 and (weights == 1.0).all()):
             repeated = np.repeat(theta, len(weights), axis=0)
             theta, value = minimize_robust(model, target, repeated, weights, delta=objective.delta)
@@ -263,39 +257,46 @@ def surface_starts(points: Points) -> FloatArray:
     objective = OBJECTIVES["huber_log"]
     rows = []
     equal = np.ones((1, len(points)))
-    for fitted in (_fit_free, _fit_tied):
-        e, a, b, alpha, beta = fitted(points, objective, equal)[0][0]
+    for restriction in (None, tied_exponents()):
+        fitted, _ = surface_fit(restriction)(points, objective, equal)
+        e, a, b, alpha, beta = fitted[0]
         logs = safe_log(np.array([a, b])) - np.array([alpha * x, beta * y])
         low_e = np.log(max(e, 0.05 * points.loss.min()))
         rows.append([low_e, *np.clip(logs, -8, 2), alpha, beta])
     return np.array(rows)
 
 
-def _decode_coupled(theta: FloatArray, points: Points) -> FloatArray:
-    params = decode_surface(theta, points)
-    params[:, 5] = safe_exp(theta[:, 5])
-    return params
+def decode_with_logs(theta: FloatArray, points: Points) -> FloatArray:
+    """Return (E, A, B, alpha, beta) of a surface's theta, and e to the further coordinates."""
+    return np.column_stack([decode_surface(theta[:, :5], points), safe_exp(theta[:, 5:])])
+
+
+def with_tails(base: FloatArray, tails: Sequence[Sequence[float]]) -> FloatArray:
+    """Return every row of base with every tail of further coordinates."""
+    return np.concatenate(
+        [np.column_stack([base, np.tile(tail, (len(base), 1))]) for tail in tails]
+    )
 
 
 def _coupled_starts(points: Points) -> FloatArray:
     base = surface_starts(points)
     rows = []
     for k in (0.6, 1.0, 1.6):
-        spread = np.column_stack([base, np.full(len(base), np.log(k))])
+        spread = with_tails(base, [[np.log(k)]])
         spread[:, 1:5] /= k
         rows.append(spread)
     return np.concatenate(rows)
 
 
-COUPLED = register(
+register(
     CurveForm(
         name="coupled",
         equation="L = E + (A/N^alpha + B/D^beta)^k",
         source="Kaplan et al. 2020 (arXiv:2001.08361), equation 1.5, with an asymptote",
         coefficients=(*SURFACE_COEFFICIENTS, "k"),
         predict=predict_coupled,
-        fit=robust_fit(predict_coupled, _decode_coupled, _coupled_starts),
-        decode=_decode_coupled,
+        fit=robust_fit(predict_coupled, decode_with_logs, _coupled_starts),
+        decode=decode_with_logs,
         starts=_coupled_starts,
     )
 )

@@ -15,15 +15,10 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from planner.curves.arrays import FloatArray, IntArray
-from planner.curves.law import Coefficient
-from planner.curves.problem import (
-    DEVIATION_OF_MEDIAN,
-    CurveProblem,
-    minimize,
-    require_identified,
-)
+from planner.curves.law import Coefficient, require_level
+from planner.curves.problem import CurveProblem, minimize, require_identified
 from planner.curves.profiles import LARGEST, as_coefficient, profile_coefficients
-from planner.curves.robust import minimize_robust
+from planner.curves.robust import minimize_robust, robust_deviation
 
 __all__ = [
     "CurveFit",
@@ -44,7 +39,6 @@ COARSE_GAIN = 1e-6
 
 SEARCH_ITERATIONS = 60
 """Steps from each start, and again from the best with Huber's loss."""
-
 
 LOPSIDED = 10.0
 """An interval that reaches so many times as far on one side as on the other, in logs where the
@@ -68,9 +62,7 @@ class CurveFit:
     @property
     def noise(self) -> float:
         """Robust standard deviation of the residual, for the coefficients that were fitted."""
-        freedom = max(self.residual.size - self.theta.size, 1)
-        median = float(np.median(np.abs(self.residual)))
-        return median * DEVIATION_OF_MEDIAN * float(np.sqrt(self.residual.size / freedom))
+        return robust_deviation(self.residual, self.theta.size)
 
 
 def resampling_counts(
@@ -156,8 +148,10 @@ def fit_curve(
         seed: Of the resampling.
 
     Raises:
+        ConfigError: The level is not in (0, 1).
         FitError: The design leaves a combination of coefficients open.
     """
+    require_level(level)
     ones = np.ones((1, problem.target.size))
     weights = np.repeat(ones, len(starts), axis=0)
     if problem.delta is None:
@@ -170,7 +164,8 @@ def fit_curve(
         )
         theta, value = search(starts, weights, delta=float("inf"), tolerance=COARSE_GAIN)
         best = theta[[value.argmin()]]
-        delta = _adaptive_delta(problem.model(best)[0] - problem.target)
+        deviation = robust_deviation(problem.model(best)[0] - problem.target)
+        delta = max(HUBER_DEVIATIONS * deviation, 1e-9)
         best, value = search(best, ones, delta=delta, is_wide=True)
     else:
         delta = problem.delta
@@ -192,11 +187,6 @@ def fit_curve(
         residual=problem.model(best)[0] - problem.target,
         coefficients=coefficients,
     )
-
-
-def _adaptive_delta(residual: FloatArray) -> float:
-    deviation = float(np.median(np.abs(residual))) * DEVIATION_OF_MEDIAN
-    return max(HUBER_DEVIATIONS * deviation, 1e-9)
 
 
 def _without_intervals(

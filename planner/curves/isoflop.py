@@ -122,7 +122,7 @@ def _profile(rows: Points) -> IsoflopProfile:
     log_n = np.log(rows.num_params)
     flops = float(np.median(rows.compute_flops))
     near = np.abs(log_n - log_n[rows.loss.argmin()]) <= np.log(SIZE_WINDOW)
-    while near.sum() < MIN_SIZES:
+    while count_distinct(rows.num_params[near]) < MIN_SIZES:
         distance = np.abs(log_n - log_n[rows.loss.argmin()])
         near |= distance <= distance[~near].min()
     center = log_n[near].mean()

@@ -1,7 +1,7 @@
 """The best size by each method, side by side: surface, IsoFLOP profiles, envelope.
 
-They err differently, so where several answer, the recommended size is their geometric mean and their
-disagreement is part of its interval (`allocation.best_log_params`).
+They err differently, so where several answer, the size recommended by a mixture is their geometric mean
+and their disagreement is part of its interval (`allocation.best_log_params`).
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.curves.allocation import best_log_params, optimal_params
+from planner.curves.allocation import best_log_params, log_optimal_params, require_positive
 from planner.curves.arrays import FloatArray
 from planner.curves.diagnosis import LOOK_AHEAD
 from planner.curves.envelope import fit_envelope
 from planner.curves.forms import find_form
 from planner.curves.isoflop import IsoflopProfile, SizeFrontier, fit_frontier
-from planner.curves.law import ScalingLaw
+from planner.curves.law import ScalingLaw, require_level
 from planner.curves.points import Points
 from planner.errors import FitError
 
@@ -34,7 +34,7 @@ class SizeByMethod:
     """What one method says of the best size N* at a budget, N* ~ C^exponent."""
 
     method: str
-    """`surface`, `isoflop`, `envelope`, or `recommended`: their mean."""
+    """`surface`, `isoflop`, `envelope`, or `recommended`: their mean, or a single form's surface."""
     train_flops: float
     num_params: float | None = None
     num_params_lower: float | None = None
@@ -80,10 +80,14 @@ def best_sizes(
         law: A law; what its table lacks for a method is said in the method's row.
         train_flops: The budget; absent means ten times the largest compute of the table.
         level: Of the intervals; absent means the level of the fit.
+
+    Raises:
+        ConfigError: The budget is not positive and finite, or the level is not in (0, 1).
     """
     if train_flops is None:
         train_flops = LOOK_AHEAD * law.fitted_range.train_flops[1]
-    share = law.level if level is None else level
+    require_positive(train_flops=train_flops)
+    share = law.level if level is None else require_level(level)
     rows = [_surface(law, train_flops, share)]
     for method in sorted({*law.frontiers, *law.refusals}, reverse=True):
         if method in law.refusals:
@@ -117,7 +121,7 @@ def _surface(law: ScalingLaw, train_flops: float, level: float) -> SizeByMethod:
     sizes = np.concatenate([lead.params[None, :5], draws])
     with np.errstate(divide="ignore", invalid="ignore"):
         exponents = sizes[:, 4] / (sizes[:, 3] + sizes[:, 4])
-    log_n = np.log(optimal_params(sizes, train_flops))
+    log_n = log_optimal_params(sizes, train_flops)
     if not np.isfinite([log_n[0], exponents[0]]).all():
         refusal = "the fitted law has no best size: one of its terms vanished"
         return SizeByMethod(method="surface", train_flops=train_flops, refusal=refusal)

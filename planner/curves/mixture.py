@@ -13,8 +13,10 @@ import numpy as np
 
 from planner.curves.arrays import BoolArray, FloatArray, safe_log
 from planner.curves.forms import CurveForm
+from planner.curves.intervals import resampling_counts
 from planner.curves.law import Backtest, ExtrapolationError
 from planner.curves.points import Points, count_distinct
+from planner.curves.robust import MEDIAN_OF_NORMAL, robust_deviation
 from planner.curves.surface import Objective
 
 __all__ = [
@@ -25,7 +27,6 @@ __all__ = [
     "draw_params",
     "extrapolation_error",
     "mixture_weights",
-    "robust_deviation",
 ]
 
 MIXTURE_FORMS = ("anchored", "chinchilla", "tied", "coupled")
@@ -33,7 +34,7 @@ MIXTURE_FORMS = ("anchored", "chinchilla", "tied", "coupled")
 QUANTILES = (0.5, 0.65, 0.8)
 """Of compute: where the table is cut into smaller and larger trainings."""
 
-MIN_TRAIN, MIN_TEST = 8, 3
+MIN_TRAIN, MIN_TEST, MIN_DISTINCT = 8, 3, 3
 
 PRIOR_ERROR = {"anchored": 0.015}
 PRIOR_ERROR_OTHER = 0.15
@@ -53,8 +54,6 @@ MAX_BOOTSTRAP_CELLS = 2_000_000
 
 NOISE_FLOOR = 5e-3
 """Deviation of log loss: the law is 0.2 to 0.6 percent off wherever it was checked."""
-
-MEDIAN_OF_NORMAL = 0.6745
 
 GROWTH, PRIOR_GROWTHS = 0.002, 2.0
 """Deviation of log loss per e-fold of compute beyond the table that the draws do not show."""
@@ -120,20 +119,7 @@ def draw_params(
 def bootstrap_weights(points: Points, num_bootstraps: int, seed: int) -> FloatArray:
     """Return multinomial counts, shape (draws, n); rows of one training run stay together."""
     num_draws = int(np.clip(MAX_BOOTSTRAP_CELLS // len(points), 10, num_bootstraps))
-    generator = np.random.default_rng(seed)
-    groups = np.arange(len(points)) if points.run is None else points.run
-    num_groups = int(groups.max()) + 1
-    counts = generator.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=num_draws)
-    return np.asarray(counts[:, groups], dtype=np.float64)
-
-
-def robust_deviation(residual: FloatArray, num_coefficients: int) -> float:
-    """Return the standard deviation of a normal with this median absolute residual.
-
-    Scaled by sqrt(n / (n - p)) for the p numbers that were fitted.
-    """
-    freedom = max(residual.size - num_coefficients, 1)
-    return float(np.median(np.abs(residual)) / 0.6745 * np.sqrt(residual.size / freedom))
+    return resampling_counts(len(points), num_draws, seed, points.run)
 
 
 def _cuts(points: Points) -> list[BoolArray]:
@@ -145,13 +131,8 @@ def _cuts(points: Points) -> list[BoolArray]:
         repeated = any((is_train == other).all() for other in cuts)
         if num < MIN_TRAIN or len(points) - num < MIN_TEST or repeated:
             continue
-        if (
-            min(
-                count_distinct(points.num_params[is_train]),
-                count_distinct(points.num_tokens[is_train]),
-            )
-            >= 3
-        ):
+        columns = (points.num_params[is_train], points.num_tokens[is_train])
+        if min(map(count_distinct, columns)) >= MIN_DISTINCT:
             cuts.append(is_train)
     return cuts
 

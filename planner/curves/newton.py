@@ -7,6 +7,7 @@ conditioned; in raw logs it is not. Huber's loss is reached by a homotopy from a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -29,21 +30,24 @@ STEP_TOLERANCE = 1e-7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restriction:
-    """theta = offset + basis @ phi, with an optional quadratic pull of phi towards a centre.
-
-    `strength` (p,) is in units of the objective per squared unit of phi: zero means free.
-    """
+    """theta = offset + basis @ phi: exponents tied, coefficients pinned or held."""
 
     basis: FloatArray
+    """Shape (5, p)."""
     offset: FloatArray
-    center: FloatArray
-    strength: FloatArray
+    """Shape (5,)."""
 
     @classmethod
-    def free(cls) -> Restriction:
-        """Return the restriction that restricts nothing."""
-        zeros = np.zeros(NUM_THETA)
-        return cls(basis=np.eye(NUM_THETA), offset=zeros, center=zeros, strength=zeros)
+    def placed(cls, places: Sequence[int], offset: FloatArray | None = None) -> Restriction:
+        """Return theta whose (a, b, e, alpha, beta) stand at these places of phi.
+
+        A place of -1 is none: the offset pins that one.
+        """
+        basis = np.zeros((NUM_THETA, max(places) + 1))
+        for row, place in enumerate(places):
+            if place >= 0:
+                basis[row, place] = 1.0
+        return cls(basis=basis, offset=np.zeros(NUM_THETA) if offset is None else offset)
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,6 @@ class SeparableProblem:
             np.stack([one, -y, y * y], axis=1),
             np.stack([one, -x, -y, x * y], axis=1),
         )
-
-    def objective(self, theta: FloatArray, weights: FloatArray, delta: float) -> FloatArray:
-        """Return the weighted sum of losses of each row of theta, shape (batch,)."""
-        residual = self._terms(theta)[-1]
-        return np.asarray(np.einsum("bi,bi->b", weights, _huber(residual, delta)))
 
     def _terms(self, theta: FloatArray) -> tuple[FloatArray, ...]:
         u = np.exp(theta[:, 0, None] - theta[:, 3, None] * self.x)
@@ -173,12 +172,6 @@ class SeparableProblem:
         return out
 
 
-def _huber(residual: FloatArray, delta: float) -> FloatArray:
-    size = np.abs(residual)
-    clipped = np.minimum(size, delta)
-    return clipped * (size - 0.5 * clipped)
-
-
 def minimize(
     problem: SeparableProblem,
     theta: FloatArray,
@@ -192,10 +185,10 @@ def minimize(
         problem: Points and loss.
         theta: Starts, shape (batch, 5), or (batch, p) with a restriction of p free numbers.
         weights: Weight of each point, shape (batch, n).
-        restriction: How phi makes theta, and the pull on phi.
+        restriction: How phi makes theta.
 
     Returns:
-        Parameters of the shape of `theta`, and the objective with its pull, shape (batch,).
+        Parameters of the shape of `theta`, and the objective, shape (batch,).
     """
     phi = theta.copy()
     ladder = [problem.delta * factor for factor in HOMOTOPY] if np.isfinite(problem.delta) else []
@@ -216,14 +209,7 @@ def _evaluate(
     basis = restriction.basis
     theta = restriction.offset + phi @ basis.T
     objective, gradient, hessian, metric = problem.derivatives(theta, weights, delta)
-    away = phi - restriction.center
-    pull = np.diag(restriction.strength)
-    return (
-        objective + 0.5 * (away * away) @ restriction.strength,
-        gradient @ basis + away * restriction.strength,
-        basis.T @ hessian @ basis + pull,
-        basis.T @ metric @ basis + pull,
-    )
+    return objective, gradient @ basis, basis.T @ hessian @ basis, basis.T @ metric @ basis
 
 
 def _descend(

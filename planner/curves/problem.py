@@ -20,14 +20,11 @@ from planner.curves.surface_hold import surface_hold
 from planner.errors import FitError
 
 __all__ = [
-    "DEVIATION_OF_MEDIAN",
     "CurveProblem",
     "form_problem",
     "minimize",
     "require_identified",
 ]
-
-DEVIATION_OF_MEDIAN = 1 / 0.6745
 
 VANISHING = 1e-10
 """Length of a column of the Jacobian, relative to the longest, at which nothing depends on it."""

@@ -15,8 +15,15 @@ from scipy.special import erf, stdtrit
 
 from planner.curves.arrays import FloatArray
 from planner.curves.law import Coefficient
-from planner.curves.problem import DEVIATION_OF_MEDIAN, CurveProblem
-from planner.curves.robust import FINE_ITERATIONS, jacobian, minimize_robust, one_sided
+from planner.curves.problem import CurveProblem
+from planner.curves.robust import (
+    FINE_ITERATIONS,
+    huber_sum,
+    jacobian,
+    minimize_robust,
+    one_sided,
+    robust_deviation,
+)
 
 __all__ = ["LARGEST", "as_coefficient", "profile_coefficients", "profile_of"]
 
@@ -143,8 +150,7 @@ class _Profile:
         metric += 1e-9 * np.trace(metric) / len(metric) * np.eye(len(metric))
         direction = np.linalg.solve(metric, gradient)
         variance = float(gradient @ direction)
-        deviation = float(np.median(np.abs(residual))) * DEVIATION_OF_MEDIAN + 1e-9
-        error = max(deviation * np.sqrt(variance), 1e-6)
+        error = max((robust_deviation(residual) + 1e-9) * np.sqrt(variance), 1e-6)
         return replace(bare, towards=direction / variance, error=error)
 
     def coordinate(self, theta: FloatArray) -> FloatArray:
@@ -218,9 +224,8 @@ class _Profile:
         )
 
     def _least(self) -> float:
-        size = np.abs(self.problem.model(self.theta[None])[0] - self.problem.target)
-        clipped = np.minimum(size, self._delta)
-        return float((clipped * (size - 0.5 * clipped)).sum())
+        residual = self.problem.model(self.theta[None]) - self.problem.target
+        return float(huber_sum(residual, np.ones_like(residual), self._delta)[0])
 
     def _searched(self, origin: float, held: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the best theta (k, p) with the coefficient held at each coordinate, objective (k,).
@@ -318,17 +323,16 @@ def _allowance(problem: CurveProblem, theta: FloatArray, level: float) -> float:
     """
     delta = np.inf if problem.delta is None else problem.delta
     residual = problem.model(theta[None])[0] - problem.target
-    size, psi = np.abs(residual), np.clip(residual, -delta, delta)
+    psi = np.clip(residual, -delta, delta)
     slope = 1.0
     if np.isfinite(delta):
-        deviation = float(np.median(size)) * DEVIATION_OF_MEDIAN
-        deviation *= float(np.sqrt(size.size / max(size.size - theta.size, 1)))
+        deviation = robust_deviation(residual, theta.size)
         slope = float(erf(delta / (np.sqrt(2.0) * max(deviation, 1e-12))))
     slope = max(slope, 1e-6)
     variance = float((psi**2).mean())
     if problem.group is not None:
         number = np.unique(problem.group, return_inverse=True)[1].ravel()
-        together = float((np.bincount(number, weights=psi) ** 2).sum() / size.size)
+        together = float((np.bincount(number, weights=psi) ** 2).sum() / psi.size)
         variance = max(variance, together)
     num = problem.num_independent
     freedom = max(num - theta.size, 1)

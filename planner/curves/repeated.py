@@ -15,13 +15,14 @@ from planner.curves.arrays import FloatArray
 from planner.curves.forms import (
     Columns,
     CurveForm,
-    decode_surface,
+    decode_with_logs,
     predict_surface,
     register,
     robust_fit,
     surface_starts,
+    with_tails,
 )
-from planner.curves.law import Coefficient
+from planner.curves.law import Coefficient, require_level
 from planner.curves.points import Points
 from planner.curves.problem import CurveProblem
 from planner.curves.profiles import profile_coefficients, profile_of
@@ -32,6 +33,7 @@ __all__ = [
     "MUENNIGHOFF_C4",
     "PUBLISHED_REPETITION",
     "RepeatedDataFit",
+    "effective_columns",
     "effective_tokens",
     "fit_repeated",
     "predict_repeated",
@@ -72,9 +74,17 @@ def effective_tokens(num_tokens: ArrayLike, unique_tokens: ArrayLike, r_d: Array
 
 
 def predict_repeated(params: FloatArray, columns: Columns) -> FloatArray:
-    """Return L = E + A/N'^alpha + B/D'^beta, shape (s, k).
+    """Return L = E + A/N'^alpha + B/D'^beta, shape (s, k), params (E, A, B, alpha, beta, R_D*, R_N*).
 
-    N' saturates like D': N' = U_N + U_N R_N* (1 - exp(-R_N/R_N*)), U_N = min(N, N_opt(U)),
+    Source: Muennighoff et al. 2023 (arXiv:2305.16264), section 3 and appendix A.
+    """
+    return predict_surface(params[:, :5], effective_columns(params, columns))
+
+
+def effective_columns(params: FloatArray, columns: Columns) -> dict[str, FloatArray]:
+    """Return N' and D', what size and tokens seen are worth, shape (s, k) each.
+
+    D' is that of `effective_tokens`, and N' saturates like it: N' = U_N + U_N R_N* (1 - exp(-R_N/R_N*)), U_N = min(N, N_opt(U)),
     R_N = N/U_N - 1, N_opt(U) = G (G U)^(beta/alpha), G = (alpha A/(beta B))^(1/(alpha+beta)).
 
     Source: Muennighoff et al. 2023 (arXiv:2305.16264), section 3 and appendix A.
@@ -83,21 +93,15 @@ def predict_repeated(params: FloatArray, columns: Columns) -> FloatArray:
     unique = np.minimum(columns["unique_tokens"], columns["num_tokens"])
     log_g = (np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta)
     best_for_unique = np.exp(log_g + (log_g + np.log(unique)) * beta / alpha)
-    effective = {
+    return {
         "num_params": effective_tokens(columns["num_params"], best_for_unique, r_n),
         "num_tokens": effective_tokens(columns["num_tokens"], unique, r_d),
     }
-    return predict_surface(params[:, :5], effective)
-
-
-def _decode(theta: FloatArray, points: Points) -> FloatArray:
-    return np.column_stack([decode_surface(theta[:, :5], points), np.exp(theta[:, 5:])])
 
 
 def _starts(points: Points) -> FloatArray:
-    base = surface_starts(points)
     logs = [[np.log(d), np.log(n)] for d in (4.0, 15.0, 60.0) for n in (3.0, 10.0)]
-    return np.concatenate([np.column_stack([base, np.tile(log, (len(base), 1))]) for log in logs])
+    return with_tails(surface_starts(points), logs)
 
 
 register(
@@ -107,8 +111,8 @@ register(
         source="Muennighoff et al. 2023 (arXiv:2305.16264), equations 5 and 6",
         coefficients=("E", "A", "B", "alpha", "beta", "R_D", "R_N"),
         predict=predict_repeated,
-        fit=robust_fit(predict_repeated, _decode, _starts),
-        decode=_decode,
+        fit=robust_fit(predict_repeated, decode_with_logs, _starts),
+        decode=decode_with_logs,
         starts=_starts,
         columns=("num_params", "num_tokens", "unique_tokens"),
     )
@@ -147,7 +151,7 @@ def fit_repeated(
 ) -> RepeatedDataFit:
     """Fit R_D* and R_N* with the law of unrepeated data held fixed.
 
-    The interval of each is that of its profile (`intervals.profile_coefficients`).
+    The interval of each is that of its profile (`profiles.profile_coefficients`).
 
     Args:
         points: With `unique_tokens`.
@@ -155,8 +159,10 @@ def fit_repeated(
         level: Of the intervals.
 
     Raises:
+        ConfigError: The level is not in (0, 1).
         FitError: Fewer than eight trainings saw their data more than once.
     """
+    require_level(level)
     if points.unique_tokens is None:
         raise FitError("repeated data need the column unique_tokens, which the table lacks.")
     num_repeated = int((points.num_tokens > 1.05 * points.unique_tokens).sum())
@@ -170,7 +176,7 @@ def fit_repeated(
     grid = np.log([0.7, 2.0, 6.0, 20.0, 80.0, 400.0])
     starts = np.array([[d, n] for d in grid for n in grid])
     theta, value = minimize_robust(
-        problem.model, problem.target, starts, np.ones((36, len(points))), delta=DELTA
+        problem.model, problem.target, starts, np.ones((len(starts), len(points))), delta=DELTA
     )
     best = theta[value.argmin()]
     profile = profile_of(problem, best, "R_D")

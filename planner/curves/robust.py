@@ -17,15 +17,20 @@ from planner.curves.arrays import FloatArray
 
 __all__ = [
     "FINE_ITERATIONS",
+    "MEDIAN_OF_NORMAL",
     "Model",
-    "best_per_weighting",
+    "huber_sum",
     "jacobian",
     "minimize_robust",
     "one_sided",
+    "robust_deviation",
 ]
 
 Model = Callable[[FloatArray], FloatArray]
 """theta (b, p) -> prediction (b, n), in the space of the residual."""
+
+MEDIAN_OF_NORMAL = 0.6745
+"""Of the absolute value of a standard normal."""
 
 DIFFERENCE = 1e-6
 LARGEST_STEP = 1.0
@@ -94,13 +99,13 @@ def _descend(
     active = np.arange(theta.shape[0])
     theta = theta.copy()
     prediction = model(theta)
-    value = _objective(prediction - target, weights, delta)
+    value = huber_sum(prediction - target, weights, delta)
     damping = np.full(theta.shape[0], FIRST_DAMPING)
     for _ in range(iterations):
         step = _step(slopes_of(theta), prediction - target, weights, delta, damping)
         trial = theta + step
         trial_prediction = model(trial)
-        trial_value = _objective(trial_prediction - target, weights, delta)
+        trial_value = huber_sum(trial_prediction - target, weights, delta)
         better = trial_value < value
         gain = np.where(better, (value - trial_value) / np.maximum(value, 1e-300), 0.0)
         theta[better], value[better] = trial[better], trial_value[better]
@@ -119,7 +124,8 @@ def _descend(
     return result, values
 
 
-def _objective(residual: FloatArray, weights: FloatArray, delta: float | FloatArray) -> FloatArray:
+def huber_sum(residual: FloatArray, weights: FloatArray, delta: float | FloatArray) -> FloatArray:
+    """Return the weighted sum of Huber's losses, shape (b,); infinite where it is not finite."""
     size = np.abs(residual)
     clipped = np.minimum(size, delta)
     value = np.einsum("bi,bi->b", weights, clipped * (size - 0.5 * clipped))
@@ -169,12 +175,11 @@ def _step(
     return np.asarray(np.clip(step, -LARGEST_STEP, LARGEST_STEP))
 
 
-def best_per_weighting(
-    theta: FloatArray, value: FloatArray, num_weightings: int
-) -> tuple[FloatArray, FloatArray]:
-    """Return the best of the starts of each weighting; starts of one weighting are adjacent."""
-    per = theta.reshape(num_weightings, -1, theta.shape[1])
-    values = value.reshape(num_weightings, -1)
-    chosen = values.argmin(axis=1)
-    rows = np.arange(num_weightings)
-    return per[rows, chosen], values[rows, chosen]
+def robust_deviation(residual: FloatArray, num_coefficients: int = 0) -> float:
+    """Return the standard deviation of a normal with this median absolute residual.
+
+    Scaled by sqrt(n / (n - p)) for the p numbers that were fitted.
+    """
+    freedom = max(residual.size - num_coefficients, 1)
+    median = float(np.median(np.abs(residual)))
+    return median / MEDIAN_OF_NORMAL * float(np.sqrt(residual.size / freedom))

@@ -15,6 +15,7 @@ from planner.curves.arrays import FloatArray
 from planner.curves.intervals import DEFAULT_DRAWS, fit_curve
 from planner.curves.law import Coefficient
 from planner.curves.problem import CurveProblem
+from planner.curves.robust import robust_deviation
 from planner.errors import ConfigError, FitError
 
 __all__ = ["LossTrace", "ScheduleLaw", "fit_schedule_law"]
@@ -72,7 +73,7 @@ class ScheduleLaw:
     theta: FloatArray
     peak_rate: float
     noise: float
-    """Standard deviation of log loss around the fit."""
+    """Robust standard deviation of log loss around the fit."""
     num_points: int
     coefficients: tuple[Coefficient, ...]
     """L0, A, alpha, B, C, beta and gamma, with intervals."""
@@ -142,7 +143,7 @@ def fit_schedule_law(
     level: float = 0.9,
     seed: int = 0,
 ) -> ScheduleLaw:
-    """Fit the multi-power law to the traces of one model, at least two schedules.
+    """Fit the multi-power law to the traces of one model, best of two schedules or more.
 
     Losses of neighbouring steps err together and are resampled together, a few at a time.
 
@@ -153,19 +154,20 @@ def fit_schedule_law(
         seed: Of the resampling.
 
     Raises:
-        ConfigError: A rate or a loss is not positive and finite, or a step lies outside.
+        ConfigError: A rate is negative, a loss not positive, either is not finite, a trace has no
+            loss or no rate above zero, or a step lies outside.
         FitError: No trace lowers its rate, so its effect is not identified.
     """
     if not traces:
         raise FitError("a schedule law needs at least one trace: got none.")
     for trace in traces:
-        sound = (np.isfinite(trace.loss) & (trace.loss > 0)).all() and (
-            trace.learning_rate >= 0
-        ).all()
-        inside = (trace.step >= 1).all() and (trace.step <= trace.learning_rate.size).all()
-        if not (sound and inside and trace.loss.shape == trace.step.shape):
+        rate, loss, step = trace.learning_rate, trace.loss, trace.step
+        sound = (np.isfinite(loss) & (loss > 0)).all() and (np.isfinite(rate) & (rate >= 0)).all()
+        inside = (step >= 1).all() and (step <= rate.size).all()
+        if not (sound and inside and loss.size and rate.any() and loss.shape == step.shape):
             raise ConfigError(
-                "each trace needs positive losses at steps from 1 to the length of its schedule."
+                "each trace needs finite rates, some above zero, and positive losses at steps from 1 "
+                "to the length of its schedule."
             )
     peak = float(max(trace.learning_rate.max() for trace in traces))
     pieces = [_cut(trace.learning_rate, peak) for trace in traces]
@@ -190,7 +192,7 @@ def fit_schedule_law(
     return ScheduleLaw(
         theta=fitted.theta,
         peak_rate=peak,
-        noise=float(np.median(np.abs(fitted.residual)) / 0.6745),
+        noise=robust_deviation(fitted.residual),
         num_points=int(target.size),
         coefficients=fitted.coefficients,
     )

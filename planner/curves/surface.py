@@ -63,9 +63,7 @@ class SurfaceFit:
 
 def tied_exponents() -> Restriction:
     """Restrict alpha = beta (Gadre et al. 2024, Muennighoff et al. 2023)."""
-    basis = np.zeros((5, 4))
-    basis[[0, 1, 2, 3, 4], [0, 1, 2, 3, 3]] = 1.0
-    return Restriction(basis=basis, offset=np.zeros(5), center=np.zeros(4), strength=np.zeros(4))
+    return Restriction.placed([0, 1, 2, 3, 3])
 
 
 def fit_surface(
@@ -86,7 +84,7 @@ def fit_surface(
         objective: What is summed.
         weights: Shape (batch, n), e.g. multinomial counts of a bootstrap; absent means one row
             of ones, which is fitted from more starts.
-        restriction: Ties, pins or pulls in centred logs (see `newton.Restriction`).
+        restriction: Ties or pins in centred logs (see `newton.Restriction`).
 
     Source: Hoffmann et al. 2022 (arXiv:2203.15556), approach 3, for law and loss; variable
     projection after Golub and Pereyra 1973.

@@ -73,8 +73,6 @@ def _hold_one(
     inner = Restriction(
         basis=restriction.basis @ basis,
         offset=restriction.offset + restriction.basis @ fixed,
-        center=np.zeros(basis.shape[1]),
-        strength=np.zeros(basis.shape[1]),
     )
     begin = np.clip(starts - fixed, FLOOR, CEILING) @ basis
     phi, found = minimize(

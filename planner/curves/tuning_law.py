@@ -19,7 +19,8 @@ from planner.curves.intervals import (
     expanded_tail,
     resampling_counts,
 )
-from planner.curves.law import Coefficient
+from planner.curves.law import Coefficient, require_level
+from planner.curves.robust import robust_deviation
 from planner.errors import ConfigError, FitError
 
 __all__ = ["TunedSetting", "TuningGrid", "TuningLaw", "fit_tuning_law"]
@@ -124,9 +125,10 @@ def fit_tuning_law(
     Exponents are pulled towards published ones by the prior above, which a few grids outweigh.
 
     Raises:
-        ConfigError: A value is not positive.
+        ConfigError: A value is not positive, or the level is not in (0, 1).
         FitError: Fewer than two grids, or the loss is not a bowl in rate and batch.
     """
+    require_level(level)
     rows, group, excess, dropped = _near_best(grid)
     num_grids = int(group.max()) + 1 if group.size else 0
     if num_grids < 2 or rows.size < 8 + num_grids:
@@ -171,7 +173,7 @@ def _near_best(grid: TuningGrid) -> tuple[IntArray, IntArray, FloatArray, dict[s
     near = np.zeros(finite.size, dtype=bool)
     excess = np.zeros(finite.size)
     sparse = 0
-    for number in range(int(group.max()) + 1):
+    for number in range(int(group.max(initial=-1)) + 1):
         mine = finite & (group == number)
         if not mine.any():
             continue
@@ -255,7 +257,7 @@ class _Bowl:
             right = (features.T * weights) @ self.log_loss / noise**2 + pull @ shift
             solution = np.asarray(np.linalg.solve(gram, right), dtype=np.float64)
             residual = self.log_loss - features @ solution
-            noise = max(float(np.median(np.abs(residual))) / 0.6745, 0.5 * HUBER)
+            noise = max(robust_deviation(residual), 0.5 * HUBER)
             weights = nearness * np.minimum(1.0, 1.5 * noise / np.maximum(np.abs(residual), 1e-12))
             curvature = _curvature(*solution[num_grids : num_grids + 3])
         inverse = np.linalg.inv(-2 * np.kron(curvature, np.eye(3)))

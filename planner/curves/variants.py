@@ -13,15 +13,18 @@ from planner.curves.forms import (
     CurveForm,
     Fitted,
     decode_surface,
+    decode_with_logs,
     predict_coupled,
     predict_surface,
     register,
     robust_fit,
+    surface_fit,
     surface_starts,
+    with_tails,
 )
 from planner.curves.newton import Restriction
 from planner.curves.points import Points
-from planner.curves.surface import Objective, fit_surface, tied_exponents
+from planner.curves.surface import Objective, tied_exponents
 
 __all__ = ["PINNED_LOSS", "pinned_form"]
 
@@ -32,21 +35,8 @@ marin-community/marin issue 4447; Hoffmann et al. 2022 have 1.69."""
 
 def pinned_form(irreducible_loss: float) -> CurveForm:
     """Return the form with this asymptote, for `register` or for use on its own."""
-    basis = np.zeros((5, 4))
-    basis[[0, 1, 3, 4], [0, 1, 2, 3]] = 1.0
     offset = np.array([0.0, 0.0, np.log(irreducible_loss), 0.0, 0.0])
-    pinned = Restriction(basis=basis, offset=offset, center=np.zeros(4), strength=np.zeros(4))
-
-    def fit(points: Points, objective: Objective, weights: FloatArray | None) -> Fitted:
-        fitted = fit_surface(
-            points.num_params,
-            points.num_tokens,
-            points.loss,
-            objective=objective,
-            weights=weights,
-            restriction=pinned,
-        )
-        return fitted.params, fitted.objective
+    pinned = Restriction.placed([0, 1, -1, 2, 3], offset)
 
     def decode(theta: FloatArray, points: Points) -> FloatArray:
         given = np.full(len(theta), np.log(irreducible_loss))
@@ -58,7 +48,7 @@ def pinned_form(irreducible_loss: float) -> CurveForm:
         source="Hoffmann et al. 2022 (arXiv:2203.15556), equation 2 with a given E",
         coefficients=("E", "A", "B", "alpha", "beta"),
         predict=predict_surface,
-        fit=fit,
+        fit=surface_fit(pinned),
         decode=decode,
         starts=lambda points: surface_starts(points)[:, [1, 2, 3, 4]],
         restriction=pinned,
@@ -112,15 +102,8 @@ def predict_overtraining(params: FloatArray, columns: Columns) -> FloatArray:
 
 def _fit_overtraining(points: Points, objective: Objective, weights: FloatArray | None) -> Fitted:
     """Fit the surface with alpha = beta = 2 eta, and rename: C^-eta M^(+-eta) = 6^-eta (N|D)^-2eta."""
-    fitted = fit_surface(
-        points.num_params,
-        points.num_tokens,
-        points.loss,
-        objective=objective,
-        weights=weights,
-        restriction=tied_exponents(),
-    )
-    return _renamed(fitted.params), fitted.objective
+    params, value = surface_fit(tied_exponents())(points, objective, weights)
+    return _renamed(params), value
 
 
 def _renamed(params: FloatArray) -> FloatArray:
@@ -212,12 +195,9 @@ def _decode_sparsity(theta: FloatArray, points: Points) -> FloatArray:
 
 
 def _sparsity_starts(points: Points) -> FloatArray:
-    base = surface_starts(points)
     small = np.log(0.02 * points.loss.mean())
     tails = ([small, 0.2, small, 0.3, 0.2], [small, -0.2, small, 0.5, 0.4])
-    return np.concatenate(
-        [np.column_stack([base, np.tile(tail, (len(base), 1))]) for tail in tails]
-    )
+    return with_tails(surface_starts(points), tails)
 
 
 register(
@@ -253,15 +233,8 @@ def predict_precision(params: FloatArray, columns: Columns) -> FloatArray:
     )
 
 
-def _decode_precision(theta: FloatArray, points: Points) -> FloatArray:
-    return np.column_stack([decode_surface(theta[:, :5], points), np.exp(theta[:, 5:])])
-
-
 def _precision_starts(points: Points) -> FloatArray:
-    base = surface_starts(points)
-    return np.concatenate(
-        [np.column_stack([base, np.full((len(base), 2), np.log(g))]) for g in (1.0, 2.5, 6.0)]
-    )
+    return with_tails(surface_starts(points), [[np.log(g)] * 2 for g in (1.0, 2.5, 6.0)])
 
 
 register(
@@ -271,8 +244,8 @@ register(
         source="Kumar et al. 2024 (arXiv:2411.04330), equations 3 and 4",
         coefficients=("E", "A", "B", "alpha", "beta", "gamma_weights", "gamma_activations"),
         predict=predict_precision,
-        fit=robust_fit(predict_precision, _decode_precision, _precision_starts),
-        decode=_decode_precision,
+        fit=robust_fit(predict_precision, decode_with_logs, _precision_starts),
+        decode=decode_with_logs,
         starts=_precision_starts,
         columns=("num_params", "num_tokens", "weight_bits", "activation_bits"),
         min_distinct={"num_params": 3, "num_tokens": 3, "weight_bits": 2, "activation_bits": 2},
@@ -302,11 +275,8 @@ def _decode_post_training(theta: FloatArray, points: Points) -> FloatArray:
 
 
 def _post_training_starts(points: Points) -> FloatArray:
-    base = surface_starts(points)
     tails = [[1.0, 0.5, 0.5, np.log(g)] for g in (0.5, 1.0, 2.0)]
-    return np.concatenate(
-        [np.column_stack([base, np.tile(tail, (len(base), 1))]) for tail in tails]
-    )
+    return with_tails(surface_starts(points), tails)
 
 
 register(

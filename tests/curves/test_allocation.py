@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,11 +13,13 @@ from planner.curves import (
     Points,
     ScalingLaw,
     allocation_for_loss,
+    best_sizes,
     curve_forms,
     fit,
     max_tokens_by_deadline,
     optimal_allocation,
     overtraining_overhead,
+    suggest,
 )
 from planner.curves.allocation import optimal_params
 from planner.errors import ConfigError, FitError
@@ -67,6 +71,30 @@ def test_little_data_makes_the_model_smaller_or_the_epochs_many(law):
     assert tight.loss > free.loss
 
 
+def test_repeats_cost_a_coupled_law_as_much_as_its_own_form_says(sweep):
+    p = sweep(form="coupled", truth=(1.7, 900.0, 4000.0, 0.45, 0.5, 0.8), noise=0.0005)
+    coupled = fit(p, form="coupled", num_bootstraps=20)
+    free = optimal_allocation(coupled, 1e21)
+    some = optimal_allocation(coupled, 1e21, unique_tokens=free.num_tokens / 1.2)
+    few = optimal_allocation(coupled, 1e21, unique_tokens=free.num_tokens / 20)
+    assert free.loss < some.loss < few.loss < 1.1 * free.loss
+
+
+def test_a_draw_without_a_best_size_leaves_limits_and_suggestions_sound(sweep):
+    plain = fit(sweep(), form="chinchilla", num_bootstraps=30)
+    (part,) = plain.components
+    draws = part.draws.copy()
+    draws[3, 3], draws[4, 1] = -0.02, 0.0  # loss grows with size; the term of size vanished
+    law = dataclasses.replace(plain, components=(dataclasses.replace(part, draws=draws),))
+    whole, spoiled = (
+        optimal_allocation(each, 1e21, unique_tokens=1e10, inference_tokens=1e11)
+        for each in (plain, law)
+    )
+    assert spoiled.num_params == pytest.approx(whole.num_params)
+    assert np.isfinite([spoiled.num_params_lower, spoiled.num_params_upper]).all()
+    assert np.isfinite(suggest(law, 1e22, 1e21, 2).size_deviation_after)
+
+
 def test_plenty_of_data_changes_nothing(law):
     free = optimal_allocation(law, 1e21)
     ample = optimal_allocation(law, 1e21, unique_tokens=1e15)
@@ -113,8 +141,23 @@ def test_a_loss_below_the_irreducible_one_is_refused(law):
 
 @pytest.mark.parametrize("bad", [0.0, -1e20, float("nan"), float("inf")])
 def test_an_impossible_budget_is_refused(law, bad):
-    with pytest.raises(ConfigError, match="train_flops must be positive"):
-        optimal_allocation(law, bad)
+    for ask in (optimal_allocation, best_sizes):
+        with pytest.raises(ConfigError, match="train_flops must be positive"):
+            ask(law, bad)
+
+
+@pytest.mark.parametrize("bad", [0.0, 1.0, 90.0])
+def test_an_impossible_level_is_refused(law, bad):
+    for ask in (optimal_allocation, best_sizes):
+        with pytest.raises(ConfigError, match="level must lie between 0 and 1"):
+            ask(law, 1e21, level=bad)
+
+
+def test_closed_forms_refuse_what_is_not_positive():
+    with pytest.raises(ConfigError, match="size_ratio must be positive"):
+        overtraining_overhead(0.35, 0.37, -0.5)
+    with pytest.raises(ConfigError, match="seconds_per_step must be positive"):
+        max_tokens_by_deadline(86400.0, 0.0, 2e6)
 
 
 def test_a_form_without_a_trade_off_says_which_has_one(isoflop_sweep):

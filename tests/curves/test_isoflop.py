@@ -42,6 +42,15 @@ def test_a_minimum_outside_the_sizes_is_refused_with_the_side(isoflop_sweep, off
         fit_frontier(profiles)
 
 
+def test_repeats_of_the_best_size_do_not_stand_for_other_sizes():
+    n = np.array([1e9] * 4 + [1e7, 1e8, 1e10, 1e11])
+    loss = np.array([2.90, 2.901, 2.902, 2.899, 3.3, 3.0, 3.05, 3.4])
+    p = Points(num_params=n, num_tokens=1e20 / 6 / n, loss=loss, train_flops=np.full(8, 1e20))
+    (profile,) = isoflop_profiles(p)
+    assert profile.refusal is None
+    assert profile.best_num_params == pytest.approx(1e9, rel=0.5)
+
+
 def test_a_concave_profile_is_refused():
     n = np.geomspace(1e8, 1e9, 6)
     loss = 3.0 - 0.05 * (np.log(n) - np.log(n).mean()) ** 2

@@ -86,6 +86,13 @@ def test_steps_that_do_not_fall_with_the_batch_are_refused():
         fit_critical_batch([1, 2, 3, 4], [10, 11, 12, 13])
 
 
+def test_an_impossible_level_is_refused_by_every_curve():
+    with pytest.raises(ConfigError, match="level must lie between 0 and 1"):
+        fit_power_law([1, 2, 3, 4], [1, 2, 3, 4], level=90.0)
+    with pytest.raises(ConfigError, match="level must lie between 0 and 1"):
+        fit_tuning_law(_tuning(0.25), level=0.0)
+
+
 def test_a_power_law_states_how_sure_its_exponent_is():
     x = np.geomspace(1, 1e4, 12)
     law = fit_power_law(
@@ -125,6 +132,21 @@ def test_a_schedule_law_predicts_a_schedule_it_has_not_seen():
 def test_constant_rates_alone_do_not_identify_a_schedule_law():
     with pytest.raises(FitError, match="lowers its rate"):
         fit_schedule_law([_trace(np.ones(2000))])
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        LossTrace(learning_rate=np.ones(9), step=np.empty(0), loss=np.empty(0)),
+        LossTrace(learning_rate=np.zeros(9), step=np.array([3.0]), loss=np.array([2.0])),
+        LossTrace(learning_rate=np.full(9, np.inf), step=np.array([3.0]), loss=np.array([2.0])),
+        LossTrace(learning_rate=np.ones(9), step=np.array([10.0]), loss=np.array([2.0])),
+    ],
+    ids=["no loss", "no rate", "endless rate", "beyond its end"],
+)
+def test_a_trace_that_says_nothing_is_refused(trace):
+    with pytest.raises(ConfigError, match="each trace needs"):
+        fit_schedule_law([trace])
 
 
 @pytest.mark.parametrize("kind", ["sigmoid", "exponential"])
@@ -213,6 +235,20 @@ def test_diverged_cells_are_counted_not_fitted():
     law = fit_tuning_law(spoiled)
     assert law.num_rows + sum(law.dropped.values()) == loss.size
     assert law.dropped["loss is absent or not finite"] == np.isnan(loss).sum()
+
+
+def test_no_trainings_are_too_few_for_a_law_of_rate_and_batch():
+    none = np.empty(0)
+    with pytest.raises(FitError, match="got 0 with 0 rows"):
+        fit_tuning_law(
+            TuningGrid(
+                num_params=none,
+                num_tokens=none,
+                learning_rate=none,
+                tokens_per_step=none,
+                loss=none,
+            )
+        )
 
 
 def test_one_grid_is_too_few_for_a_law_of_rate_and_batch():
