@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from planner.costs.cluster import Cluster
     from planner.costs.quotes import Quote
     from planner.costs.shapes import ModelShape
+    from planner.costs.tables import TableRow, UnreadRow
 
 __all__ = ["command"]
 
@@ -88,13 +90,12 @@ def _echo_estimate(options: dict[str, Any]) -> None:
     if shape.family == "convnet":
         _echo_convnet(shape, cluster, options)
         return
-    wanted = options["precision"]
     problem = LayoutProblem(
         shape=shape,
         cluster=cluster,
         sequences_per_step=options["sequences_per_step"]
         or default_sequences_per_step(shape, cluster),
-        precisions=tuple(wanted.split(",")) if wanted else (precisions_of(cluster),),
+        precisions=_listed(options["precision"]) or (precisions_of(cluster),),
         optimizer=options["optimizer"],
     )
     tokens = options["tokens"]
@@ -107,6 +108,10 @@ def _echo_estimate(options: dict[str, Any]) -> None:
         _echo_quote(found, cluster)
 
 
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(name for part in (text or "").split(",") if (name := part.strip()))
+
+
 def _calibration(path: Path | None, device: str) -> Calibration | None:
     """Return the calibration on the rows of a table that ran on the device."""
     if path is None:
@@ -116,13 +121,20 @@ def _calibration(path: Path | None, device: str) -> Calibration | None:
     from planner.costs.tables import TableRow, read_table
     from planner.errors import ConfigError
 
-    rows = [row for row in read_table(path) if isinstance(row, TableRow)]
-    own = [row for row in rows if row.cluster.device.name == device]
+    rows = read_table(path)
+    _echo_unread(rows)
+    own = [
+        row
+        for row in rows
+        if isinstance(row, TableRow)
+        and row.cluster.device.name == device
+        and (row.step_seconds or row.memory_bytes)
+    ]
     sources = {row.source for row in own}
     if len(sources) != 1:
         raise ConfigError(
-            f"--calibrate needs the rows of one cluster: {path} has {len(sources)} sources with "
-            f"{device}{': ' + ', '.join(sorted(sources)) if sources else ''}.",
+            f"--calibrate needs measured rows of one cluster: {path} has {len(sources)} sources "
+            f"with step_s or mem_gib on {device}{': ' + ', '.join(sorted(sources)) if sources else ''}.",
             hint="Keep the rows that were measured on your cluster, under one name in `source`.",
         )
     return calibrate([trial_of(row) for row in own])
@@ -207,6 +219,9 @@ def _echo_quote(found: Quote, cluster: Cluster) -> None:
             "-" if item.gco2 is None else f"{item.gco2 / 1e3:,.3g}", item.lost_by,
         ])  # fmt: skip
     echo_table(headings, rows, left=(0, 2, 3, 5, 12))
+    click.echo(
+        f"start-up: {format_seconds(found.startup_seconds)} in USD, kWh and kgCO2, not in time"
+    )
     step = best.layout.step_breakdown_seconds
     click.echo("step: " + _shares(step, lambda x: f"{x / sum(step.values()):.0%}"))
     click.echo("memory: " + _shares(best.layout.memory_breakdown_bytes, format_bytes))
@@ -222,11 +237,14 @@ def _echo_quote(found: Quote, cluster: Cluster) -> None:
 
 def _echo_notes(found: Quote, cluster: Cluster) -> None:
     echo_note(f"confidence: {found.confidence} ({found.confidence_reason})")
+    from planner.units import format_usd
+
     if cluster.usd_per_device_hour is None:
         echo_note("no price is known: give --usd-per-device-hour")
     elif cluster.price_date:
         echo_note(
-            f"price: ${cluster.usd_per_device_hour} per device-hour as of {cluster.price_date}"
+            f"price: {format_usd(cluster.usd_per_device_hour)} per device-hour as of "
+            f"{cluster.price_date}"
         )
 
 
@@ -288,11 +306,14 @@ def _echo_scores(path: Path, calibrate: Path | None, as_json: bool) -> None:
     from planner.units import format_bytes, format_seconds
 
     rows = read_table(path)
-    measured = calibrate_by_cluster(read_table(calibrate)) if calibrate else None
+    measured = None
+    if calibrate is not None:
+        trials = read_table(calibrate)
+        _echo_unread(trials)
+        measured = calibrate_by_cluster(trials)
     scores = score_table(rows, measured)
-    unread = [row for row in rows if isinstance(row, UnreadRow)]
     if as_json:
-        echo_json({"rows": scores, "unread": unread})
+        echo_json({"rows": scores, "unread": [r for r in rows if isinstance(r, UnreadRow)]})
         return
     headings = ["row", "step", "lower", "upper", "memory", "fits", "MFU", "confidence"]
     echo_table(headings, [[
@@ -300,5 +321,12 @@ def _echo_scores(path: Path, calibrate: Path | None, as_json: bool) -> None:
         format_seconds(s.step_seconds_upper), format_bytes(s.memory_bytes),
         "yes" if s.fits else "no", f"{s.mfu:.1%}", s.confidence,
     ] for s in scores], left=(0, 5, 7))  # fmt: skip
-    for row in unread:
-        echo_note(f"{row.row_id}: not estimated: {row.reason}")
+    _echo_unread(rows)
+
+
+def _echo_unread(rows: Sequence[TableRow | UnreadRow]) -> None:
+    from planner.costs.tables import UnreadRow
+
+    for row in rows:
+        if isinstance(row, UnreadRow):
+            echo_note(f"{row.row_id}: left out: {row.reason}")

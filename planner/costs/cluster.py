@@ -205,7 +205,7 @@ def parse_cluster(text: str) -> ClusterConfig:
     """
     match = _PATTERN.fullmatch(text.strip().lower())
     if not match or not int(match["devices"]) or (match["nodes"] and not int(match["nodes"])):
-        if re.fullmatch(r"[a-z0-9.-]+", text.strip().lower()):
+        if re.fullmatch(r"[a-z][a-z0-9.-]*", text.strip().lower()):
             return ClusterConfig(device=device_named(text.strip().lower()).name)
         raise ConfigError(
             f"a cluster is COUNTxDEVICE with a count of at least 1: got {text!r}.",

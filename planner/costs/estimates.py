@@ -151,7 +151,7 @@ def _confidence(
         weak.append("the gain of fp8 varies by kernel")
     if weak:
         return "low", "; ".join(weak)
-    if calibration is not None:
+    if calibration is not None and calibration.num_trials:
         return "high", f"calibrated on {calibration.num_trials} trials of this cluster"
     return "medium", "closed forms with default efficiencies, no measurement on this cluster"
 

@@ -122,7 +122,7 @@ def _confidence(
     weak += [text for text, holds in marks.items() if holds]
     if weak:
         return "low", "; ".join(weak)
-    if calibration is not None:
+    if calibration is not None and calibration.num_trials:
         return "high", f"calibrated on {calibration.num_trials} trials of this cluster"
     return "medium", "closed forms with default efficiencies, no measurement on this cluster"
 

@@ -76,6 +76,9 @@ def _score(row: TableRow, calibration: Calibration | None) -> RowScore:
         found = calibration.predict(w, cluster)
         seconds, lower, upper = (float(x[0]) for x in (found.value, found.lower, found.upper))
         memory = float(calibration.predict_memory(w).value[0])
+    weak = [row.weak] if row.weak else []
+    weak += calibration.warnings(w) if calibration is not None else ()
+    is_timed = calibration is not None and calibration.num_trials > 0
     per_token = shape_flops_per_token(row.shape)
     peak = cluster.device.peak_flops_per_second(row.precision) * float(w.num_devices)
     return RowScore(
@@ -86,8 +89,8 @@ def _score(row: TableRow, calibration: Calibration | None) -> RowScore:
         memory_bytes=memory,
         fits=memory <= cluster.usable_memory_bytes,
         mfu=float(w.step_tokens) * per_token / (seconds * peak),
-        confidence="low" if row.weak else "high" if calibration else "medium",
-        confidence_reason=row.weak,
+        confidence="low" if weak else "high" if is_timed else "medium",
+        confidence_reason="; ".join(weak),
     )
 
 

@@ -74,6 +74,13 @@ def _number(row: Mapping[str, str], name: str, default: float | None = None) -> 
     return default
 
 
+def _count(row: Mapping[str, str], name: str, default: float | None = None) -> float:
+    value = _number(row, name, default)
+    if value < 1:
+        raise ConfigError(f"{name} must be at least 1 (got {value:g})")
+    return value
+
+
 def _text(row: Mapping[str, str], name: str) -> str:
     text = (row.get(name) or "").strip().lower()
     return "" if text in ("nan", "none", "na") and name != "recompute" else text
@@ -109,7 +116,7 @@ def _cluster(row: Mapping[str, str], num_devices: float) -> Cluster:
     memory = _number(row, "gpu_mem_gb", 0.0)
     device = known_devices()[device_name(row.get("gpu") or "", memory)]
     watts = re.search(r"(\d+)w\b", (row.get("gpu") or "").lower())
-    per_node = int(_number(row, "gpus_per_node", float(device.devices_per_node)))
+    per_node = int(_count(row, "gpus_per_node", float(device.devices_per_node)))
     per_node = max(1, min(per_node, int(num_devices)))
     nodes = max(1, math.ceil(num_devices / per_node))
     return resolve_cluster(
@@ -138,7 +145,7 @@ def _other_memory_bytes(nominal_gb: float, known_bytes: float) -> float | None:
 
 
 def _shape(row: Mapping[str, str]) -> ModelShape:
-    width, heads = int(_number(row, "hidden")), int(_number(row, "heads"))
+    width, heads = int(_count(row, "hidden")), int(_count(row, "heads"))
     experts = int(_number(row, "n_experts", 0.0))
     gated = _number(row, "mlp_mats", 2.0) >= 3
     arch = _text(row, "arch")
@@ -146,20 +153,20 @@ def _shape(row: Mapping[str, str]) -> ModelShape:
         raise ConfigError("state-space layers are not modelled")
     mla = "mla" in arch
     return ModelShape(
-        num_layers=int(_number(row, "layers")),
+        num_layers=int(_count(row, "layers")),
         d_model=width,
         num_heads=heads,
-        num_kv_heads=int(_number(row, "kv_heads", float(heads))),
+        num_kv_heads=int(_count(row, "kv_heads", float(heads))),
         head_dim=_head_dim(width, heads, experts),
         d_ff=_ffn(row, width, experts),
         mlp_matrices=3 if gated else 2,
-        vocab_size=int(_number(row, "vocab", 50304.0)),
-        sequence_length=int(_number(row, "seq")),
+        vocab_size=int(_count(row, "vocab", 50304.0)),
+        sequence_length=int(_count(row, "seq")),
         tied_head=_number(row, "tied_emb", 1.0) > 0,
         linear_bias=not gated and "mpt" not in arch,
         norm_width_factor=1 if gated else 2,
         num_experts=experts,
-        experts_per_token=int(_number(row, "topk", 2.0)) if experts else 0,
+        experts_per_token=int(_count(row, "topk", 2.0)) if experts else 0,
         attention_params=187_107_328 if mla and width == 7168 else 0,
         num_shared_experts=1 if mla else 0,
         num_dense_layers=3 if mla else 0,
@@ -176,7 +183,7 @@ def _head_dim(width: int, heads: int, experts: int) -> int:
 
 
 def _ffn(row: Mapping[str, str], width: int, experts: int) -> int:
-    given = int(_number(row, "ffn", 4.0 * width))
+    given = int(_count(row, "ffn", 4.0 * width))
     if experts and given > 4 * width:
         return given
     return 2048 if "mla" in _text(row, "arch") and given > 8192 else given
@@ -297,11 +304,15 @@ def _release(row: Mapping[str, str]) -> float:
 
 
 def _weakness(shape: ModelShape, precision: str, context: float, cluster: Cluster) -> str:
+    device = cluster.device
     marks = {
         "mixture of experts": shape.num_experts > 0,
         "fp8 or fp4": precision in ("fp8", "fp4"),
         "context parallelism": context > 1,
-        "TPU": cluster.device.is_tpu,
+        "TPU": device.is_tpu,
+        f"the catalogue's row of {device.name} is recalled": (
+            device.confidence == "recalled" and not device.is_cpu
+        ),
     }
     return ", ".join(name for name, holds in marks.items() if holds)
 
@@ -312,17 +323,26 @@ def table_row(row: Mapping[str, str]) -> TableRow:
     Raises:
         ConfigError: A column is missing or out of range, or the device is not known.
     """
-    tensor, pipeline = _number(row, "tp", 1.0), _number(row, "pp", 1.0)
-    context, per_node = _number(row, "cp", 1.0), _number(row, "gpus_per_node", 8.0)
+    tensor, pipeline = _count(row, "tp", 1.0), _count(row, "pp", 1.0)
+    context, per_node = _count(row, "cp", 1.0), _count(row, "gpus_per_node", 8.0)
     given = _number(row, "gpus", 0.0)
     experts = max(1.0, _number(row, "ep", 1.0))
     least = max(1.0, (given or per_node) // (tensor * pipeline * context))
     one_node = given or experts <= tensor * context * least
-    data = _number(row, "dp", least if one_node else max(least, experts // context))
+    data = _count(row, "dp", least if one_node else max(least, experts // context))
     num_devices = given or data * tensor * pipeline * context
+    if data * tensor * pipeline * context > num_devices:
+        raise ConfigError(
+            f"the layout must fit the devices: dp {data:g} x tp {tensor:g} x pp {pipeline:g} x "
+            f"cp {context:g} on {num_devices:g}"
+        )
+    batch, micro = _count(row, "gbs"), _count(row, "mbs", 1.0)
+    if batch < data * micro:
+        raise ConfigError(
+            f"gbs must be at least dp x mbs: {batch:g} sequences on {data:g} x {micro:g}"
+        )
     cluster, shape, precision = _cluster(row, num_devices), _shape(row), _precision(row)
     zero = 3.0 if _number(row, "fsdp", 0.0) > 0 else _number(row, "zero", 0.0)
-    batch, micro = _number(row, "gbs"), _number(row, "mbs", 1.0)
     megatron = any(name in _text(row, "framework") for name in ("megatron", "deepspeed"))
     precise = _precision_fields(row, cluster, precision)
     precise["buffer_bytes"] += _workspace_bytes(row, cluster.device.name)
@@ -384,6 +404,8 @@ def read_table(path: Path) -> list[TableRow | UnreadRow]:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{path} must be a readable CSV table: {error}.") from error
+    if not rows:
+        raise ConfigError(f"{path} must be a table with a heading and rows: it has no row.")
     read: list[TableRow | UnreadRow] = []
     for number, row in enumerate(rows, start=2):
         try:

@@ -64,6 +64,8 @@ def test_estimate_describes_a_model_by_layers_and_width(capsys):
         ),
         (("--model", "llama-3-405b", "--cluster", "8xh100-sxm"), 5, "must fit the cluster"),
         (("--layers", "0", "--width", "64"), 2, "at least 1"),
+        (("--model", "gpt2", "--cluster", "0xh100-sxm"), 2, "a count of at least 1"),
+        (("--model", "gpt2", "--cluster", "1e3xh100-sxm"), 2, "a count of at least 1"),
         ((), 2, "name what to estimate"),
         (("--table", "nowhere.csv"), 2, "readable CSV"),
     ],
@@ -120,4 +122,55 @@ def test_calibration_rows_of_another_device_are_refused(capsys, tmp_path):
         capsys, "estimate", "--model", "gpt-7b", "--cluster", "8xh100-sxm", "--calibrate", str(path)
     )
     assert code == 2
-    assert "needs the rows of one cluster" in err
+    assert "needs measured rows of one cluster" in err
+
+
+ROWS = "source,layers,hidden,heads,seq,gpu,gpus,gbs,mbs,tp,step_s"
+
+
+def test_rows_that_cannot_be_are_named_and_the_others_scored(capsys, tmp_path):
+    path = tmp_path / "rows.csv"
+    good, no_heads, too_many = (
+        f"mine,32,4096,{heads},8192,A100,8,64,1,{tp},30"
+        for heads, tp in ((32, 8), (0, 8), (32, 64))
+    )
+    path.write_text("\n".join((ROWS, good, no_heads, too_many)) + "\n")
+    code, out, err = run(capsys, "estimate", "--table", str(path), "--calibrate", str(path))
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    assert err.count("line 3: left out: heads must be at least 1 (got 0)") == 2
+    assert err.count("line 4: left out: the layout must fit the devices") == 2
+    path.write_text(ROWS + "\n")
+    assert run(capsys, "estimate", "--table", str(path))[0] == 2
+
+
+def test_rows_without_a_measurement_calibrate_nothing(capsys, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text(f"{ROWS}\nmine,32,4096,32,8192,H100-SXM,8,64,1,1,\n")
+    code, _, err = run(
+        capsys, "estimate", "--model", "gpt-7b", "--cluster", "8xh100-sxm", "--calibrate", str(path)
+    )
+    assert code == 2
+    assert "0 sources with step_s or mem_gib on h100-sxm" in err
+
+
+def test_a_table_is_of_low_confidence_beyond_what_the_calibration_spans(capsys, tmp_path):
+    trials, rows = tmp_path / "trials.csv", tmp_path / "rows.csv"
+    line = "mine,12,768,12,1024,A100,{gpus},4096,8,1,{step}"
+    measured = (line.format(gpus=8, step=4.5), line.format(gpus=16, step=2.3))
+    trials.write_text("\n".join((ROWS, *measured)) + "\n")
+    further = (line.format(gpus=8, step=""), line.format(gpus=256, step=""))
+    rows.write_text("\n".join((ROWS, *further)) + "\n")
+    _, out, _ = run(capsys, "estimate", "--table", str(rows), "--calibrate", str(trials), "--json")
+    near, far = json.loads(out)["rows"]
+    assert (near["confidence"], far["confidence"]) == ("high", "low")
+    assert "the calibration's trials have" in far["confidence_reason"]
+
+
+def test_precisions_are_listed_with_commas_and_spaces(capsys):
+    code, out, _ = run(
+        capsys, "estimate", "--model", "gpt2", "--cluster", "1xa100-sxm", "--precision",
+        "bf16, fp16,", "--json",
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads(out)["layouts"][0]["layout"]["precision"] in ("bf16", "fp16")

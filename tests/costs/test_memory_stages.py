@@ -148,7 +148,9 @@ def test_megatron_reports_the_memory_of_its_last_rank(changes, gib):
 
 
 def test_experts_that_exceed_a_node_have_a_replica_for_each_group():
-    row = table_row(GPT | EXPERTS | {"tp": "2", "pp": "4", "ep": "16", "n_experts": "64"})
+    row = table_row(
+        GPT | EXPERTS | {"tp": "2", "pp": "4", "ep": "16", "n_experts": "64", "gbs": "64"}
+    )
     assert row.workload.data == 16
     assert table_row(GPT | EXPERTS | {"tp": "4", "pp": "2"}).workload.data == 1
 

@@ -52,9 +52,10 @@ def test_a_row_becomes_a_workload_in_base_units(tmp_path):
         ({"gpu": "Abacus"}, "no device like 'Abacus'"),
         ({"gpus": "many"}, "gpus must be a number"),
         ({"gpus": "-8"}, "not negative"),
+        ({"gpus": "100000"}, "gbs must be at least dp x mbs"),
         ({"gpu": "A100-SXM", "precision": "fp8"}, "has no fp8"),
     ],
-    ids=["unknown device", "text", "negative", "lacking precision"],
+    ids=["unknown device", "text", "negative", "too few sequences", "lacking precision"],
 )
 def test_a_row_that_cannot_be_read_keeps_its_reason(tmp_path, changes, reason):
     (row,) = read_table(write(tmp_path / "t.csv", line(**changes)))
