@@ -317,12 +317,8 @@ def _weakness(shape: ModelShape, precision: str, context: float, cluster: Cluste
     return ", ".join(name for name, holds in marks.items() if holds)
 
 
-def table_row(row: Mapping[str, str]) -> TableRow:
-    """Return one row of a table as a workload on a cluster.
-
-    Raises:
-        ConfigError: A column is missing or out of range, or the device is not known.
-    """
+def _degrees(row: Mapping[str, str]) -> dict[str, float]:
+    """Return how a row spreads its batch: degrees of parallelism, sequences, and the devices."""
     tensor, pipeline = _count(row, "tp", 1.0), _count(row, "pp", 1.0)
     context, per_node = _count(row, "cp", 1.0), _count(row, "gpus_per_node", 8.0)
     given = _number(row, "gpus", 0.0)
@@ -330,17 +326,32 @@ def table_row(row: Mapping[str, str]) -> TableRow:
     least = max(1.0, (given or per_node) // (tensor * pipeline * context))
     one_node = given or experts <= tensor * context * least
     data = _count(row, "dp", least if one_node else max(least, experts // context))
-    num_devices = given or data * tensor * pipeline * context
-    if data * tensor * pipeline * context > num_devices:
+    needed = data * tensor * pipeline * context
+    if given and needed > given:
         raise ConfigError(
             f"the layout must fit the devices: dp {data:g} x tp {tensor:g} x pp {pipeline:g} x "
-            f"cp {context:g} on {num_devices:g}"
+            f"cp {context:g} on {given:g}"
         )
     batch, micro = _count(row, "gbs"), _count(row, "mbs", 1.0)
     if batch < data * micro:
         raise ConfigError(
             f"gbs must be at least dp x mbs: {batch:g} sequences on {data:g} x {micro:g}"
         )
+    return {
+        "data": data, "tensor": tensor, "pipeline": pipeline, "context": context,
+        "expert": experts, "micro_batch": micro, "num_micro_batches": batch / (data * micro),
+        "num_devices": given or needed,
+    }  # fmt: skip
+
+
+def table_row(row: Mapping[str, str]) -> TableRow:
+    """Return one row of a table as a workload on a cluster.
+
+    Raises:
+        ConfigError: A column is missing or out of range, or the device is not known.
+    """
+    degrees = _degrees(row)
+    num_devices, context = degrees.pop("num_devices"), degrees["context"]
     cluster, shape, precision = _cluster(row, num_devices), _shape(row), _precision(row)
     zero = 3.0 if _number(row, "fsdp", 0.0) > 0 else _number(row, "zero", 0.0)
     megatron = any(name in _text(row, "framework") for name in ("megatron", "deepspeed"))
@@ -354,17 +365,11 @@ def table_row(row: Mapping[str, str]) -> TableRow:
             )
         },
         **precise,
-        data=data,
-        shard=data * context if zero else 1.0,
+        **degrees,
+        shard=degrees["data"] * context if zero else 1.0,
         zero_stage=zero,
-        tensor=tensor,
         sequence_parallel=_number(row, "seq_par", 0.0),
-        pipeline=pipeline,
         virtual=max(1.0, _number(row, "vpp", 1.0)),
-        context=context,
-        expert=experts,
-        micro_batch=micro,
-        num_micro_batches=max(1.0, batch / (data * micro)),
         recompute=_recompute(row),
         frozen=float(any("lora" in _text(row, name) for name in ("model", "notes", "source_loc"))),
         **_execution_fields(row),
