@@ -24,7 +24,7 @@ from planner.trial import BPE, TrialResult, TrialState
 if TYPE_CHECKING:
     from planner.costs.measured import Measured
 
-__all__ = ["Copy", "CurvePoint", "Results", "read_measured", "read_results"]
+__all__ = ["Copy", "CurvePoint", "Results", "read_measured", "read_results", "setting_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,7 @@ _ASKED: Final = (
     "warmup_fraction",
 )  # fmt: skip
 _TEXTS: Final = frozenset(
-    {"donor", "changed", "trial", "state", "reason", "config", "metrics", "energy_source",
+    {"donor", "changed", "trial", "state", "reason", "config", "metrics", "point", "energy_source",
      "tokenizer", "schedule_name"}
 )  # fmt: skip
 
@@ -169,13 +169,14 @@ def trials_frame(trials: Iterable[TrialResult], parameters: Sequence[str]) -> pd
         | {
             "config": json.dumps(trial.config),
             "metrics": json.dumps(trial.metrics),
+            "point": json.dumps(trial.point),
             "state": str(trial.state),
         }
         for trial in kept
     ]
     table = _typed(pd.DataFrame(rows, columns=_columns(TrialResult)))
     varied = pd.DataFrame(
-        {name: [_cell(value_at(trial.config, name)) for trial in kept] for name in parameters}
+        {name: [_cell(setting_of(trial, name)) for trial in kept] for name in parameters}
     )
     asked = _typed(pd.DataFrame([_asked_of(trial) for trial in kept], columns=[*_ASKED]))
     rest = table.drop(columns=["trial", "state"])
@@ -203,6 +204,12 @@ def _tokenizer(trial: TrialResult) -> str | None:
     name = value_at(trial.config, "data.tokenizer")
     vocabulary = value_at(trial.config, "model.vocab_size")
     return f"{name}-{vocabulary}" if name == BPE else None if name is None else str(name)
+
+
+def setting_of(trial: TrialResult, name: str) -> object:
+    """Return a setting of a trial as it was resolved, else as the search chose it, else None."""
+    value = value_at(trial.config, name)
+    return trial.point.get(name) if value is None else value
 
 
 def _cell(value: object) -> object:
@@ -285,6 +292,7 @@ def _trial(row: dict[str, Any]) -> TrialResult:
         | {
             "config": json.loads(row["config"]),
             "metrics": json.loads(row["metrics"]),
+            "point": json.loads(row["point"]),
             "state": TrialState(row["state"]),
         }
     )

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from planner.report.contents import Contents
 from planner.report.tables import Table, cell
-from planner.results import Copy
-from planner.search_space import value_at
+from planner.results import Copy, setting_of
 from planner.tuning.fronts import Front
 from planner.units import format_bytes, format_count, format_flops, format_number, format_seconds
 
@@ -38,7 +37,7 @@ def front_table(contents: Contents, front: Front) -> Table:
     rows = [
         (
             name,
-            *(cell(value_at(trials[name].config, parameter)) for parameter in parameters),
+            *(cell(setting_of(trials[name], parameter)) for parameter in parameters),
             *(written(*pair) for pair in zip(front.metrics, values, strict=True)),
         )
         for name, values in zip(front.trials, front.values, strict=True)

@@ -11,7 +11,7 @@ from typing import Any, Final
 from planner.curves import best_sizes
 from planner.recommendation import Option, Recommendation
 from planner.report.contents import Contents
-from planner.search_space import value_at
+from planner.results import setting_of
 from planner.trial import TrialResult, TrialState
 from planner.units import (
     format_count,
@@ -140,7 +140,7 @@ def _trial_row(
 ) -> tuple[str, ...]:
     return (
         trial.trial,
-        *(cell(value_at(trial.config, name)) for name in parameters),
+        *(cell(setting_of(trial, name)) for name in parameters),
         str(trial.state).replace("_", " "),
         *(
             _optional(getattr(trial, column), write)

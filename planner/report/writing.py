@@ -74,7 +74,7 @@ def _law_data(text: str) -> dict[str, Any]:
 
 def _row(row: dict[Any, Any]) -> dict[str, Any]:
     values = {str(name): _value(value) for name, value in row.items()}
-    return values | {name: json.loads(values[name]) for name in ("config", "metrics")}
+    return values | {name: json.loads(values[name]) for name in ("config", "metrics", "point")}
 
 
 def _value(value: Any) -> Any:

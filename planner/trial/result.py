@@ -98,6 +98,9 @@ class TrialResult:
     num_attempts: int = 1
     metrics: dict[str, float] = field(default_factory=dict)
     """Further metrics by name."""
+    point: dict[str, Any] = field(default_factory=dict)
+    """Parameter of the study's space -> value, as the search chose it: `config` holds no `train.flops`
+    any more, but the tokens that it came to."""
 
     @property
     def step_seconds(self) -> float | None:

@@ -357,7 +357,7 @@ class Sweep(SweepState):
 
 _KNOWN_ELSEWHERE: Final = frozenset({"trial", "config", "state", "reason", "num_workers",
                                      "elapsed_seconds", "device_hours", "usd", "kwh",
-                                     "num_attempts"})  # fmt: skip
+                                     "num_attempts", "point"})  # fmt: skip
 
 
 def _not_finite(metrics: Mapping[str, Any]) -> str | None:

@@ -27,7 +27,7 @@ class Decision(StrEnum):
 
 MEASURED: Final = frozenset(f.name for f in fields(TrialResult)) - {
     "trial", "config", "state", "reason", "num_workers", "elapsed_seconds", "device_hours", "usd",
-    "kwh", "num_attempts", "metrics",
+    "kwh", "num_attempts", "metrics", "point",
 }  # fmt: skip
 """Columns that come from the trial itself; the others are known better here."""
 
@@ -193,6 +193,7 @@ class TrialRecord:
             kwh=kwh,
             num_attempts=len(self.attempts),
             metrics=dict(self.metrics),
+            point=dict(self.point),
             **values,
         )
 

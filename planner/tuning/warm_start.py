@@ -56,12 +56,14 @@ def point_of(study: Study, trial: TrialResult) -> Point | None:
     for name, distribution in study.search_space.parameters.items():
         if not study.search_space.holds(distribution.when, point, study.base):
             continue
-        value = value_at(trial.config, name)
+        value = trial.point.get(name)
+        if name not in trial.point or not distribution.contains(value):
+            value = value_at(trial.config, name)
         if isinstance(value, dict):
             value = next((each for each in distribution.choice or () if _agrees(each, value)), None)
-        if not distribution.contains(value):  # type: ignore[arg-type]
+        if not distribution.contains(value):
             return None
-        point[name] = value  # type: ignore[assignment]
+        point[name] = value
     return point
 
 

@@ -10,12 +10,14 @@ import pytest
 
 from planner.costs import resolve_cluster
 from planner.errors import ConfigError, NotFoundError
+from planner.results import read_results
 from planner.run_folder import RunFolder
+from planner.search_space import grid_points
 from planner.study import Study
 from planner.tuning import resume, sweep
 from planner.tuning.simulated import SimulatedExecutor
 from planner.tuning.sources import LawSource
-from planner.tuning.warm_start import gather_earlier, kept_earlier
+from planner.tuning.warm_start import gather_earlier, kept_earlier, point_of
 
 MakeStudy = Callable[..., Study]
 
@@ -70,6 +72,34 @@ def test_an_earlier_run_must_exist_and_lie_in_the_space(
     run(other, tmp_path)
     with pytest.raises(ConfigError, match="none of the 2 trials of run 'first'"):
         gather_earlier(study, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"train.flops": {"choice": [1e8, 2e8]}},
+        {"train.tokens_per_param": {"choice": [1.0, 2.0]}},
+        {"train.tokens": {"choice": [1000, 2000]}},
+        {"train": {"choice": [{"flops": 1e8}, {"tokens": 3000}]}},
+    ],
+    ids=lambda parameters: ", ".join(parameters),
+)
+def test_a_trial_is_known_by_what_the_search_chose_though_its_length_is_resolved(
+    make_study: MakeStudy, tmp_path: Path, parameters: dict[str, Any]
+) -> None:
+    base = make_study().base | {"train": {"num_validations": 4}}
+    study = make_study(
+        name="first", base=base, search_space={"name": "lengths", "parameters": parameters}
+    )
+    results = read_results(run(study, tmp_path).folder)
+    chosen = list(grid_points(study.search_space, study.base))
+    assert [point_of(study, trial) for trial in results.trials] == chosen
+    frame = results.to_frame()
+    assert all(frame[name].nunique() == 2 for name in parameters)
+    again = study.replace(
+        search=study.search.replace(algorithm="bayesian", num_trials=2, earlier=["first"])
+    )
+    assert [each.point for each in gather_earlier(again, tmp_path)] == chosen
 
 
 def test_searchers_that_do_not_learn_refuse_earlier_runs(make_study: MakeStudy) -> None:
