@@ -5,9 +5,9 @@
                                  .metadata, *.distcp   the same by torch.distributed.checkpoint
 
 Tensors carry the same names in every layout (`model.<parameter>`,
-`optimizer.<parameter>.<state>`, `compression.<parameter>.<state>`), so what one layout saved, any other loads. A worker that holds
-everything writes the one file, which takes a few milliseconds; workers that hold parts write them
-side by side. Loading admits tensors and nothing else.
+`optimizer.<parameter>.<state>`, `compression.<parameter>.<state>`), so what one layout saved, any
+other loads. A worker that holds everything writes the one file, which takes a few milliseconds;
+workers that hold parts write them side by side. Loading admits tensors and nothing else.
 """
 
 from __future__ import annotations
@@ -145,6 +145,8 @@ class Checkpoints:
         target = self._folder / f"step-{saved.step:08d}"
         writing = self._folder / f".writing-{saved.step:08d}"
         try:
+            if self._workers.is_first:  # the others write once all have met
+                self._drop_unfinished()
             writing.mkdir(parents=True, exist_ok=True)
             if self._in_parts:
                 from planner.engine.sharded_checkpoint import save_parts
@@ -161,6 +163,11 @@ class Checkpoints:
                 f"{_first_line(error)}.",
                 hint="Free disk space; the checkpoint before is kept.",
             ) from error
+
+    def _drop_unfinished(self) -> None:
+        """Remove what a kill left behind: files of another layout would become part of the next one."""
+        for left in self._folder.glob(".writing-*"):
+            shutil.rmtree(left, ignore_errors=True)
 
     def _complete(self, writing: Path, target: Path, saved: Saved) -> None:
         """Give a written checkpoint its name and drop the oldest ones."""

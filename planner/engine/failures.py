@@ -11,7 +11,10 @@ from planner.trial import TrialState
 
 __all__ = ["classify"]
 
-_OUT_OF_MEMORY: Final = ("out of memory", "can't allocate memory", "cannot allocate memory")
+_OUT_OF_MEMORY: Final = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "status_alloc_failed",
+)  # fmt: skip
+"""The last one is what cuBLAS and cuDNN say that find no room for their workspace."""
 _COMMUNICATION: Final = (
     "gloo", "nccl", "connection closed by peer", "connection reset", "broken pipe", "timed out",
     "socket", "connection refused", "connection was",

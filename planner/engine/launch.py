@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from planner.config import parse_config
 from planner.engine.environment import worker_environment
+from planner.errors import PlannerError
 from planner.trial import TrialConfig, TrialResult
 from planner.trial.support import check_supported
 
@@ -113,23 +114,28 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def _work() -> None:
-    """Be the worker that the order on standard input describes."""
+def _work() -> int:
+    """Be the worker that the order on standard input describes; return its exit code."""
     _end_with_parent()
     order = json.loads(sys.stdin.readline())
     from planner.engine.training import train
 
-    train(
-        parse_config(order["config"], TrialConfig),
-        trial=order["trial"],
-        report_at_flops=order["report_at_flops"],
-        checkpoint_dir=order["checkpoint_dir"] and Path(order["checkpoint_dir"]),
-        resume=order["resume"],
-        rank=order["rank"],
-        world_size=order["world_size"],
-        init_method=order["init_method"],
-    )
+    try:
+        train(
+            parse_config(order["config"], TrialConfig),
+            trial=order["trial"],
+            report_at_flops=order["report_at_flops"],
+            checkpoint_dir=order["checkpoint_dir"] and Path(order["checkpoint_dir"]),
+            resume=order["resume"],
+            rank=order["rank"],
+            world_size=order["world_size"],
+            init_method=order["init_method"],
+        )
+    except PlannerError as error:
+        print(f"error on worker {order['rank']}: {error.message}", file=sys.stderr)
+        return error.exit_code
+    return 0
 
 
 if __name__ == "__main__":
-    _work()
+    sys.exit(_work())

@@ -12,6 +12,8 @@ import psutil
 import torch
 
 from planner.costs.devices import device_named, known_devices
+from planner.costs.params import count_params
+from planner.costs.workload import optimizer_moment_bytes
 from planner.engine.power import catalogue_name
 from planner.trial import TrialConfig
 from planner.units import format_bytes
@@ -19,6 +21,7 @@ from planner.units import format_bytes
 __all__ = [
     "Clock",
     "check_host_memory",
+    "least_state_bytes",
     "peak_flops_per_second",
     "peak_memory_bytes",
     "reset_peak_memory",
@@ -95,6 +98,21 @@ def peak_flops_per_second(config: TrialConfig, device: torch.device) -> float | 
         return core and core * config.execution.threads_per_worker
     name = catalogue_name(torch.cuda.get_device_name(device))
     return None if name is None else known_devices()[name].peaks.get(precision)
+
+
+def least_state_bytes(config: TrialConfig) -> float:
+    """Return the least that parameters, gradients and moments take on a worker.
+
+    (8 + m) N on one worker, all in fp32, with m bytes of moments; see
+    `planner.costs.memory.memory_use` for the rest.
+    """
+    layout, count = config.layout, count_params(config.model)
+    whole = count.total - count.experts + count.experts / layout.expert_parallel
+    held = whole / (layout.tensor_parallel * layout.pipeline_parallel)
+    moments = optimizer_moment_bytes(config.optimizer.name)
+    if layout.zero_stage == 1:
+        return (8.0 + moments / layout.shard_parallel) * held
+    return (8.0 + moments) * held / layout.shard_parallel
 
 
 def check_host_memory(needed_bytes: float, device: torch.device) -> None:

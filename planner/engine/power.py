@@ -21,6 +21,8 @@ __all__ = ["Power", "PowerMeter", "PowerSampler", "catalogue_name", "rapl_joules
 
 _RAPL: Final = Path("/sys/class/powercap")
 _SAMPLE_SECONDS: Final = 0.5
+_WRAP_SECONDS: Final = 60.0
+"""Between looks at a package's counter, which wraps after 262 kJ: ten minutes at 400 W."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +51,39 @@ def rapl_joules(root: Path) -> list[tuple[float, float]] | None:
         ] or None
     except (OSError, ValueError):
         return None
+
+
+class PackageEnergy:
+    """Joules that the processors' packages used since the construction, however often counters wrap.
+
+    Args:
+        root: Where the counters are.
+        first: What they show now.
+    """
+
+    def __init__(self, root: Path, first: list[tuple[float, float]]) -> None:
+        self._root, self._last, self._used = root, first, 0.0
+        self._lock, self._stop = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._look, name="energy", daemon=True)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._stop.wait(_WRAP_SECONDS):
+            self.joules()
+
+    def joules(self) -> float:
+        """Return the joules so far."""
+        with self._lock:
+            now = rapl_joules(self._root) or self._last
+            pairs = zip(self._last, now, strict=True)
+            self._used += sum((b - a) % top for (a, _), (b, top) in pairs)
+            self._last = now
+            return self._used
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._stop.set()
+        self._thread.join()
 
 
 class PowerSampler:
@@ -96,7 +131,9 @@ class PowerMeter:
     def __init__(self, device: torch.device, threads: int) -> None:
         self._device, self._threads = device, threads
         self._wall, self._cpu = time.perf_counter(), time.process_time()
-        self._joules = rapl_joules(_RAPL) if device.type == "cpu" else None
+        self._energy: PackageEnergy | None = None
+        if device.type == "cpu" and (first := rapl_joules(_RAPL)) is not None:
+            self._energy = PackageEnergy(_RAPL, first)
         self._sampler: PowerSampler | None = None
         if device.type == "cuda" and importlib.util.find_spec("pynvml") is not None:
             self._sampler = PowerSampler(self._read_nvml)
@@ -111,12 +148,10 @@ class PowerMeter:
             return self._cuda_power()
         seconds = time.perf_counter() - self._wall
         busy = (time.process_time() - self._cpu) / (seconds * self._threads)
-        now = rapl_joules(_RAPL) if self._joules else None
-        if now is None or self._joules is None:
+        if self._energy is None:
             return Power(utilisation=min(1.0, busy))
-        used = sum((b - a) % top for (a, _), (b, top) in zip(self._joules, now, strict=True))
-        share = self._threads / (os.cpu_count() or 1)
-        return Power(watts=used / seconds * share, source="rapl", utilisation=min(1.0, busy))
+        watts = self._energy.joules() / seconds * self._threads / (os.cpu_count() or 1)
+        return Power(watts=watts, source="rapl", utilisation=min(1.0, busy))
 
     def _cuda_power(self) -> Power:
         means = None if self._sampler is None else self._sampler.means()
@@ -130,8 +165,9 @@ class PowerMeter:
 
     def close(self) -> None:
         """Stop measuring."""
-        if self._sampler is not None:
-            self._sampler.close()
+        for running in (self._sampler, self._energy):
+            if running is not None:
+                running.close()
 
 
 def catalogue_name(device_name: str) -> str | None:

@@ -6,22 +6,27 @@ import gc
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
-from math import ceil, isfinite
+from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from planner.costs.flops import num_train_tokens, train_flops_per_token
-from planner.costs.params import count_params
 from planner.engine.checkpoint import Checkpoints, Saved, check_same, load_newest
 from planner.engine.events import Events, check_tensorboard
 from planner.engine.failures import classify
-from planner.engine.measurement import check_host_memory, peak_memory_bytes, reset_peak_memory
+from planner.engine.measurement import (
+    check_host_memory,
+    least_state_bytes,
+    peak_memory_bytes,
+    reset_peak_memory,
+)
 from planner.engine.meters import Meters
 from planner.engine.parallel.workers import Meeting, Workers
 from planner.engine.schedules import sequences_at
 from planner.engine.step import Stepper
+from planner.engine.stopping import Stopping
 from planner.engine.tasks import Samples, load_samples
 from planner.errors import TrialError
 from planner.trial import TrialConfig, TrialResult, TrialState, divisors
@@ -129,15 +134,11 @@ class _Run:
         self.config, self.workers, self.trial = config, workers, trial
         self.flops_per_sequence = train_flops_per_token(config.model) * config.model.sequence_length
         self.total_sequences = num_train_tokens(config) // config.model.sequence_length
-        self.state = TrialState.RUNNING
-        self.reason: str | None = None
+        self.stopping = Stopping(config.train)
         self.step = 0
         self.sequences = 0
         self._reported_sequences = 0
         self._has_compiled = False
-        self.first_loss: float | None = None
-        self.best_val_loss: float | None = None
-        self.reports_since_best = 0
         self.report: dict[str, Any] = {}
         self.checkpoints: Checkpoints | None = None
         self.samples: Samples | None = None
@@ -154,7 +155,7 @@ class _Run:
             torch.set_num_threads(self.config.execution.threads_per_worker)
         if self.config.execution.tensorboard:
             check_tensorboard(checkpoint_dir)
-        check_host_memory(self._state_bytes(), self.workers.device)
+        check_host_memory(least_state_bytes(self.config), self.workers.device)
         self.samples = load_samples(self.config)
         reset_peak_memory(self.workers.device)  # making tokens once is no cost of the configuration
         self.stepper = Stepper(self.config, self.workers, self.samples, self.meters.timers)
@@ -174,13 +175,6 @@ class _Run:
             self.events = Events(checkpoint_dir, self.step)
             self.open.callback(self.events.close)
 
-    def _state_bytes(self) -> float:
-        """Return the least that parameters, gradients and two moments take on this worker."""
-        layout = self.config.layout
-        split = layout.tensor_parallel * layout.pipeline_parallel
-        parts = split * (layout.shard_parallel if layout.zero_stage == 3 else 1)
-        return 16.0 * count_params(self.config.model).total / parts
-
     def _resume(self, checkpoint_dir: Path) -> None:
         stepper = self.stepper
         saved = load_newest(
@@ -190,11 +184,12 @@ class _Run:
             return
         self.step, self.sequences = saved.step, saved.sequences
         self._reported_sequences = saved.sequences
-        self.first_loss, self.report = saved.first_loss, dict(saved.report)
+        self.report = dict(saved.report)
+        self.stopping.first_loss = saved.first_loss
+        self.stopping.best_val_loss = saved.best_val_loss
+        self.stopping.reports_since_best = saved.reports_since_best
         if self.stepper.loss_scale is not None and saved.loss_scale is not None:
             self.stepper.loss_scale.value, self.stepper.loss_scale.calm_steps = saved.loss_scale
-        self.best_val_loss = saved.best_val_loss
-        self.reports_since_best = saved.reports_since_best
         self.clock.elapsed_before = saved.elapsed_seconds
         self.clock.train_seconds = saved.train_seconds
         self.clock.compile_seconds = saved.compile_seconds
@@ -223,18 +218,18 @@ class _Run:
             self._train(targets, on_metrics)
         if self.checkpoints is not None:
             self.checkpoints.close()
-        if self.state is TrialState.RUNNING:
-            self.state = TrialState.COMPLETED
+        if self.stopping.is_running:
+            self.stopping.state = TrialState.COMPLETED
 
     def _train(self, targets: list[int], on_metrics: OnMetrics | None) -> None:
         self.meters.timers.is_running = True
-        while self.state is TrialState.RUNNING and self.sequences < self.total_sequences:
+        while self.stopping.is_running and self.sequences < self.total_sequences:
             before = self.sequences
             loss = self._step()
             due = any(before < target <= self.sequences for target in targets)
-            if due or self.step % _CHECK_STEPS == 0 or self.first_loss is None:
-                self._check_training_loss(loss)
-            if due and self.state is TrialState.RUNNING:
+            if due or self.step % _CHECK_STEPS == 0 or self.stopping.first_loss is None:
+                self.stopping.see_training_loss(self._mean_over_workers(loss), self.step)
+            if due and self.stopping.is_running:
                 self.meters.timers.is_running = False
                 self._report(on_metrics)
                 self.meters.timers.is_running = True
@@ -244,6 +239,8 @@ class _Run:
         left = self.total_sequences - self.sequences
         wanted = sequences_at(self.config, self.sequences / self.total_sequences)
         unit = self.config.micro_batch_sequences * self.config.layout.data_shards
+        if self.config.layout.pipeline_parallel > 1:
+            unit = wanted  # its schedule has a fixed number of micro-batches
         size = min(wanted, -(-left // unit) * unit)
         progress = min(1.0, (self.sequences + size) / self.total_sequences)
         loss = self.stepper.step(self.sequences, size, progress)
@@ -264,28 +261,10 @@ class _Run:
         asked = [ceil(flops / self.flops_per_sequence - 1e-9) for flops in report_at_flops]
         return sorted({*even, *asked})
 
-    def _check_training_loss(self, loss: torch.Tensor) -> None:
-        """Stop on a loss that is not finite or far above the first one; a collective call."""
-        mean = self._mean_over_workers(loss)
-        if self.first_loss is None:
-            self.first_loss = mean
-        self._check(mean, "training")
-
     def _mean_over_workers(self, value: torch.Tensor) -> float:
+        """Return the mean of a worker's loss; a collective call for which the host waits."""
         total = float(self.workers.sum(value.detach().double().clone()))
         return total * self.stepper.loss_weight
-
-    def _check(self, loss: float, which: str) -> None:
-        limit = (self.first_loss or loss) * self.config.train.max_loss_factor
-        if not isfinite(loss):
-            self.state = TrialState.DIVERGED
-            self.reason = f"the {which} loss is {loss} at step {self.step}"
-        elif loss > limit:
-            self.state = TrialState.DIVERGED
-            self.reason = (
-                f"the {which} loss is {loss:.4g} at step {self.step}, above {limit:.4g} "
-                f"(max_loss_factor={self.config.train.max_loss_factor})"
-            )
 
     def _report(self, on_metrics: OnMetrics | None) -> None:
         """Validate, write a checkpoint, tell the caller and hear whether to stop; collective."""
@@ -293,7 +272,6 @@ class _Run:
         self._reported_sequences = self.sequences
         self.clock.lap_steps(new_sequences * self.config.model.sequence_length)
         found = self.stepper.validate()
-        val_loss = found["val_loss"]
         self.clock.lap_validation()
         train_loss = self._mean_over_workers(self._loss_sum) / self._loss_steps
         self._loss_sum.zero_()
@@ -305,38 +283,22 @@ class _Run:
             "gradient_norm": None if norm is None else float(norm),
             **self.meters.measured(self.step, self.sequences),
         }
-        self._check(val_loss, "validation")
-        improved = self.best_val_loss is None or val_loss < self.best_val_loss
-        self.best_val_loss = val_loss if improved else self.best_val_loss
-        self.reports_since_best = 0 if improved else self.reports_since_best + 1
-        if self.state is not TrialState.RUNNING:
+        self.stopping.see_val_loss(found["val_loss"], self.step)
+        if not self.stopping.is_running:
             return
         if self.checkpoints is not None:
             self._save(self.checkpoints)
-        self._check_patience()
+        if self.sequences < self.total_sequences:
+            self.stopping.check_patience()
         stop = False
         if self.events is not None:
             self.events.write(self.report)
         if on_metrics is not None and self.workers.is_first:
             stop = on_metrics(dict(self.report)) is False
-        if (
-            self.workers.any(stop)
-            and self.state is TrialState.RUNNING
-            and self.sequences < self.total_sequences
-        ):
-            self.state = TrialState.STOPPED
-            self.reason = "stopped by the caller at a report"
+        is_stopped = self.workers.any(stop) and self.sequences < self.total_sequences
+        if is_stopped and self.stopping.is_running:
+            self.stopping.end(TrialState.STOPPED, "stopped by the caller at a report")
         self.clock.skip()
-
-    def _check_patience(self) -> None:
-        """Stop where the validation loss has not fallen for the configured number of reports."""
-        patience = self.config.train.patience_reports
-        if patience is not None and self.reports_since_best >= patience:
-            self.state = TrialState.STOPPED
-            self.reason = (
-                f"the validation loss has not fallen below {self.best_val_loss:.4g} for {patience} "
-                "reports (patience_reports)"
-            )
 
     def _save(self, checkpoints: Checkpoints) -> None:
         scale = self.stepper.loss_scale
@@ -347,9 +309,9 @@ class _Run:
             elapsed_seconds=self.clock.elapsed_seconds,
             compile_seconds=self.clock.compile_seconds,
             part_seconds=self.meters.timers.seconds(),
-            first_loss=self.first_loss or 0.0,
-            best_val_loss=self.best_val_loss,
-            reports_since_best=self.reports_since_best,
+            first_loss=self.stopping.first_loss or 0.0,
+            best_val_loss=self.stopping.best_val_loss,
+            reports_since_best=self.stopping.reports_since_best,
             loss_scale=None if scale is None else (scale.value, scale.calm_steps),
             corpus_hash=self._corpus_hash(),
             model=self.config.model.model_dump(mode="json"),
@@ -369,13 +331,13 @@ class _Run:
             self.workers.leave_reason(reason)
         elif (first := self.workers.read_reason()) is not None:
             state, reason = TrialState.OUT_OF_MEMORY, f"{first} (on another worker)"
-        self.state, self.reason = state, reason
+        self.stopping.end(state, reason)
 
     def result(self) -> TrialResult:
         """Return the trial's row."""
         last = {k: v for k, v in self.report.items() if k in _COLUMNS - {"metrics"}}
         values = last | self.meters.counted(self.step, self.sequences)
-        if self.state is not TrialState.COMPLETED:
+        if self.stopping.state is not TrialState.COMPLETED:
             peak = peak_memory_bytes(self.workers.device)
             values["peak_memory_bytes"] = max(peak, values.get("peak_memory_bytes") or 0.0)
         metrics: dict[str, float] = dict(self.report.get("metrics", {}))
@@ -390,8 +352,8 @@ class _Run:
         return TrialResult(
             trial=self.trial,
             config=self.config.model_dump(mode="json"),
-            state=self.state,
-            reason=self.reason,
+            state=self.stopping.state,
+            reason=self.stopping.reason,
             num_workers=self.workers.world_size,
             metrics=metrics,
             **values,

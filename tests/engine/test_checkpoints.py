@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from planner.engine import train
+from planner.engine.checkpoint import Checkpoints, Saved, load_newest
+from planner.engine.parallel.workers import Workers
 from planner.errors import ConfigError, TrialError
 from planner.trial import TrialState
 
@@ -55,6 +57,12 @@ def resumed(settings, small, gang, tmp_path_factory):
         orders[name, name, "saves"] = plain[name] | {
             "checkpoint_dir": str(folder / name), "stop_after": STOP_AFTER,
         }  # fmt: skip
+    orders["pp", "pp, larger batch"] = {
+        "config": settings(
+            layout=LAYOUTS["pp"], batch={"sequences_per_step": 24, "micro_batch_sequences": 4}
+        ),
+        "checkpoint_dir": str(folder / "larger"), "copy": [str(folder / "pp"), str(folder / "larger")],
+    }  # fmt: skip
     for source, target in itertools.product(LAYOUTS, names):
         copy = str(folder / f"{source} to {target}")
         orders[source, target] = plain[target] | {
@@ -88,6 +96,12 @@ def test_a_layout_that_goes_on_equals_itself_uninterrupted_bit_for_bit(name, res
     whole = losses_of(resumed[name, None])
     assert len(whole) == 10
     assert losses_of(resumed[name, name]) == whole[2 * STOP_AFTER :]
+
+
+@pytest.mark.slow
+def test_a_pipeline_goes_on_with_another_batch_in_whole_steps(resumed):
+    last = resumed["pp", "pp, larger batch"][-1]
+    assert (last["num_steps"], last["train_tokens"]) == (4 + 2, (32 + 2 * 24) * 16)
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["at once", "in the background"])
@@ -170,6 +184,25 @@ def test_what_a_kill_during_a_save_leaves_behind_does_no_harm(small, tmp_path):
     result = train(small(), checkpoint_dir=tmp_path, on_metrics=reports.append)
     assert result.state is TrialState.COMPLETED
     assert reports[0]["num_steps"] == 6
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_what_another_layout_left_half_written_is_no_part_of_the_next_checkpoint(tmp_path):
+    halfway = tmp_path / ".writing-00000002"
+    halfway.mkdir()
+    (halfway / "tensors.pt").write_bytes(b"half")
+    workers = Workers(rank=0, world_size=1, device=torch.device("cpu"))
+    in_parts = Checkpoints(tmp_path, workers, in_parts=True, in_background=False)
+    saved = Saved(
+        step=2, sequences=2, train_seconds=1.0, elapsed_seconds=1.0, first_loss=1.0,
+        corpus_hash="", model={}, seed=0,
+    )  # fmt: skip
+    parameter = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = torch.optim.SGD([parameter])
+    in_parts.save(saved, [("w", parameter)], optimizer, {})
+    other = torch.nn.Parameter(torch.zeros(2, 3))
+    load_newest(tmp_path, [("w", other)], torch.optim.SGD([other]), {}, lambda _: None)
+    assert torch.equal(other, parameter)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_said_and_keeps_the_last(small, tmp_path):

@@ -94,6 +94,14 @@ def test_training_stops_when_the_validation_loss_no_longer_falls(small):
     assert result.num_steps < 10
 
 
+def test_patience_that_ends_with_the_training_does_not_cut_it_short(small):
+    config = small(
+        optimizer={"learning_rate": 1e-12},
+        train={"patience_reports": 2, "num_validations": 3},
+    )
+    assert train(config).state is TrialState.COMPLETED
+
+
 def test_width_scaling_is_no_change_at_the_base_width(small):
     plain = train(small())
     scaled = train(small(optimizer={"width_scaling": "mup", "base_width": 32}))
@@ -110,7 +118,12 @@ def change_of_logits(make_stepper, config):
     return float((stepper.local.whole(tokens).detach() - before).square().mean().sqrt())
 
 
-def test_width_scaling_makes_a_step_change_as_much_at_any_width(small, make_stepper):
+@pytest.mark.parametrize(
+    ("optimizer", "rate"), [("adamw", 3e-3), ("sgd", 0.1), ("lamb", 1e-2), ("adafactor", 1e-2)]
+)
+def test_width_scaling_makes_a_step_change_as_much_at_any_width(
+    small, make_stepper, optimizer, rate
+):
     def growth(scaling):
         narrow, wide = (
             change_of_logits(
@@ -118,7 +131,8 @@ def test_width_scaling_makes_a_step_change_as_much_at_any_width(small, make_step
                 small(
                     model={"num_layers": 2, "d_model": width, "tied_head": False},
                     optimizer={
-                        "learning_rate": 3e-3, "width_scaling": scaling, "base_width": 32,
+                        "name": optimizer, "learning_rate": rate, "weight_decay": 0.0,
+                        "width_scaling": scaling, "base_width": 32, "gradient_clip_norm": None,
                     },
                 ),
             )
@@ -126,4 +140,4 @@ def test_width_scaling_makes_a_step_change_as_much_at_any_width(small, make_step
         )  # fmt: skip
         return wide / narrow
 
-    assert growth("mup") < 1.5 < growth("none") / 2
+    assert 0.45 < growth("mup") < 1.6 < growth("none") / 2

@@ -111,8 +111,12 @@ def test_the_engine_alone_prints_one_document_and_writes_it(settings, tmp_path):
     [
         ({"modle": {}}, "did you mean 'model'"),
         ({"data": {"corpus": "nowhere.txt"}}, "'nowhere.txt' does not exist"),
+        (
+            {"data": {"corpus": "nowhere.txt"}, "layout": {"data_parallel": 2}},
+            "error on worker 1: data.corpus must be",
+        ),
     ],
-    ids=["unknown key", "missing corpus"],
+    ids=["unknown key", "missing corpus", "missing corpus, two workers"],
 )
 def test_a_mistake_gives_one_message_and_no_traceback(settings, tmp_path, change, message):
     path = tmp_path / "config.json"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from planner.engine import train
-from planner.engine.power import PowerMeter, PowerSampler, rapl_joules
+from planner.engine.power import PackageEnergy, PowerMeter, PowerSampler, rapl_joules
 from planner.engine.prefetch import Prefetcher
 from planner.engine.timers import Timers
 from planner.errors import ConfigError
@@ -108,6 +108,16 @@ def test_power_of_processors_survives_a_counter_that_wraps(tmp_path, monkeypatch
     power = meter.power()
     assert power.source == "rapl"
     assert 1.0 / (time.perf_counter() - start) <= power.watts <= 1.0 / 0.01
+
+
+def test_energy_counts_on_over_a_counter_that_wraps_again_and_again(tmp_path):
+    write_package(tmp_path, 0, 0)
+    energy = PackageEnergy(tmp_path, rapl_joules(tmp_path))
+    for kilojoules in (200, 100, 250):  # the counter holds 262
+        write_package(tmp_path, 0, kilojoules * 10**9)
+        found = energy.joules()
+    energy.close()
+    assert found == pytest.approx(262_143.32885 + 250_000)
 
 
 def test_a_sampler_reads_until_it_is_closed():

@@ -14,6 +14,7 @@ from planner.costs.flops import train_flops_per_token
 from planner.costs.params import count_params
 from planner.engine import corpus_entropy, train, train_local
 from planner.engine.failures import classify
+from planner.engine.measurement import least_state_bytes
 from planner.errors import ConfigError, InfeasibleError
 from planner.trial import TrialResult, TrialState
 
@@ -130,9 +131,30 @@ def test_memory_that_runs_out_is_told_from_other_errors():
         "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
     )
     lost = RuntimeError("gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]")
+    blas = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
     assert classify(cpu)[0] is TrialState.OUT_OF_MEMORY
+    assert classify(blas)[0] is TrialState.OUT_OF_MEMORY
     assert classify(lost)[0] is TrialState.FAILED
     assert classify(RuntimeError("shape mismatch")) is None
+
+
+@pytest.mark.parametrize(
+    ("sections", "bytes_per_parameter"),
+    [
+        ({}, 16),
+        ({"layout": {"data_parallel": 4}}, 16),
+        ({"layout": {"shard_parallel": 4, "zero_stage": 1}}, 8 + 8 / 4),
+        ({"layout": {"shard_parallel": 4, "zero_stage": 2}}, 16 / 4),
+        ({"layout": {"tensor_parallel": 2}}, 16 / 2),
+        ({"optimizer": {"name": "sgd"}}, 8),
+    ],
+)
+def test_no_trial_is_refused_for_memory_that_its_states_do_not_need(
+    small, sections, bytes_per_parameter
+):
+    config = small(**sections)
+    needed = bytes_per_parameter * count_params(config.model).total
+    assert least_state_bytes(config) == pytest.approx(needed)
 
 
 def test_running_out_of_memory_is_a_result_with_its_peak(small):
