@@ -19,6 +19,11 @@ NamedParameters = Iterable[tuple[str, nn.Parameter]]
 Groups = list[dict[str, Any]]
 
 _MUON_MOMENTUM: Final = 0.95
+_ADAM_WIDTH_POWERS: Final = (-1.0, 0.0)
+_WIDTH_POWERS: Final = {"sgd": (0.0, 1.0), "lamb": (-0.5, 0.0), "adafactor": (-0.5, 0.0)}
+"""Powers of the width with which the learning rates of hidden matrices and of all else go: Adam's and
+SGD's from Yang et al. (2022, "Tensor Programs V", table 8). Updates that are scaled to the parameter's
+own norm, which grows with the root of the width in a hidden matrix, need the root of Adam's."""
 
 
 def decays(name: str, parameter: torch.Tensor) -> bool:
@@ -37,19 +42,21 @@ def build_optimizer(
     """Return the optimizer over named parameters.
 
     Parameters are grouped by whether they decay, by how their learning rate follows the width
-    (`lr_factor` of the group) and by whether they are sharded, which fused updates cannot mix.
+    (`lr_factor` of the group), by whether they are sharded, which fused updates cannot mix, and
+    matrices of experts, which are three-dimensional and not Muon's, apart from the others.
     """
-    width_factor = config.base_width / d_model if config.width_scaling == "mup" else 1.0
+    width_ratio = d_model / config.base_width if config.width_scaling == "mup" else 1.0
+    hidden_power, other_power = _WIDTH_POWERS.get(config.name, _ADAM_WIDTH_POWERS)
     groups: dict[tuple[object, ...], dict[str, Any]] = {}
     for name, parameter in parameters:
         decay, hidden = decays(name, parameter), follows_width(name, parameter)
-        key = (decay, hidden, hasattr(parameter, "placements"))
+        key = (decay, hidden, hasattr(parameter, "placements"), hidden and parameter.ndim > 2)
         group = groups.setdefault(
             key,
             {
                 "params": [],
                 "weight_decay": config.weight_decay if decay else 0.0,
-                "lr_factor": width_factor if hidden else 1.0,
+                "lr_factor": width_ratio ** (hidden_power if hidden else other_power),
                 "is_hidden": hidden,
             },
         )

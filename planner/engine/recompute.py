@@ -18,7 +18,7 @@ from torch.utils.checkpoint import (
 )
 
 from planner.engine.models.layers import Recompute
-from planner.engine.torch_internals import attention_operators
+from planner.engine.torch_internals import attention_operators, scaled_product_operators
 
 __all__ = ["make_recompute"]
 
@@ -26,6 +26,7 @@ _KEPT: Final = frozenset({
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
+    *scaled_product_operators(),
     *attention_operators(),
 })  # fmt: skip
 

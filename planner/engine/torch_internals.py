@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "around_waits", "attention_operators", "flat_mesh", "load_what_keeps_groups", "meeting_store", "scaled_product",
+    "scaled_product_operators",
 ]  # fmt: skip
 
 _ATTENTION: Final = (
@@ -63,6 +64,11 @@ def scaled_product(
 ) -> torch.Tensor:  # fmt: skip
     """Return the product of two fp8 matrices, each with one scale."""
     return torch._scaled_mm(x, w, scale_a=scale_x, scale_b=scale_w, out_dtype=dtype)
+
+
+def scaled_product_operators() -> list[Any]:
+    """Return the operators that `scaled_product` becomes."""
+    return [torch.ops.aten._scaled_mm.default]
 
 
 @contextmanager

@@ -67,6 +67,15 @@ class OptimizerConfig(Config):
     base_width: PositiveCount = 128
     """d_model at which learning_rate was chosen."""
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.name == "sgd" and self.nesterov and not self.momentum:
+            raise ValueError(
+                f"nesterov looks ahead along the momentum of sgd: momentum={self.momentum}. "
+                "Set momentum, such as 0.9, or nesterov: false"
+            )
+        return self
+
 
 class ScheduleConfig(Config):
     """Learning rate as a function of the step."""

@@ -200,11 +200,35 @@ def _check_precision(config: TrialConfig) -> None:
             f"precision.compute=fp8 and precision.emulate={precision.emulate} exclude each other.",
             hint="Use precision.compute=bf16 with emulation.",
         )
+    _check_fp8(config)
     if config.execution.chunked_loss and config.optimizer.label_smoothing:
         raise InfeasibleError(
             f"chunked_loss has no label smoothing: label_smoothing="
             f"{config.optimizer.label_smoothing}.",
             hint="Set execution.chunked_loss=false or optimizer.label_smoothing=0.",
+        )
+
+
+def _check_fp8(config: TrialConfig) -> None:
+    """Refuse products of which a side is no multiple of 16: devices have none in fp8."""
+    if config.precision.compute != "fp8":
+        return
+    model, layout = config.model, config.layout
+    tokens = config.micro_batch_sequences * model.sequence_length // layout.context_parallel
+    sides = {
+        "d_model": model.d_model,
+        "d_model / tensor_parallel": model.d_model // layout.tensor_parallel,
+        "num_kv_heads * head_dim / tensor_parallel": (
+            model.kv_heads * model.head_dim // layout.tensor_parallel
+        ),
+        "d_ff / tensor_parallel": model.ff_width // layout.tensor_parallel,
+        "tokens of a micro-batch on a worker": tokens,
+    }
+    wrong = [f"{name} is {side}" for name, side in sides.items() if side % 16]
+    if wrong:
+        raise InfeasibleError(
+            f"fp8 multiplies matrices whose sides are multiples of 16: {', '.join(wrong)}.",
+            hint="Change them, or use precision.compute=bf16.",
         )
 
 

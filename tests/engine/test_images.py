@@ -135,6 +135,17 @@ def test_the_unique_images_can_be_limited(vision):
     assert len(seen) == 100
 
 
+def test_a_limit_on_images_leaves_every_class_of_a_folder(vision, tmp_path):
+    found = Images.load(
+        vision(
+            model={"image_channels": 3, "num_classes": 3}, batch={"sequences_per_step": 4},
+            data={"corpus": str(folder_of(tmp_path)), "max_unique_tokens": 16 * 6},
+        )
+    )  # fmt: skip
+    assert len(found.train) == 6
+    assert set(found.data.labels[found.train]) == {0, 1, 2}
+
+
 def bad_images(folder, bars):
     good, labels = bars(60)
     np.savez(folder / "nolabels.npz", images=good)

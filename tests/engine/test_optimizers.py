@@ -7,6 +7,7 @@ import torch
 
 from planner.engine import train
 from planner.engine.optimizers import build_optimizer
+from planner.errors import ConfigError
 from planner.trial import OptimizerConfig, TrialState
 
 RATE, DECAY, EPS = 0.1, 0.01, 1e-8
@@ -95,14 +96,32 @@ def test_norms_biases_and_positions_do_not_decay():
     assert [bool((p == 1).all()) for _, p in named] == [True, True, True, False]
 
 
-def test_width_scaling_lowers_the_rate_of_hidden_matrices_alone():
+@pytest.mark.parametrize(
+    ("name", "hidden", "others"),
+    [("adamw", 1 / 4, 1.0), ("sgd", 1.0, 4.0), ("lamb", 1 / 2, 1.0), ("adafactor", 1 / 2, 1.0)],
+)
+def test_width_scaling_moves_the_rates_as_the_optimizer_needs_it(name, hidden, others):
     named = [
         (name, torch.nn.Parameter(torch.ones(4, 4)))
         for name in ("embedding.weight", "layers.0.mlp.w1.weight")
     ]
-    config = OptimizerConfig(width_scaling="mup", base_width=64)
+    config = OptimizerConfig(name=name, width_scaling="mup", base_width=64)
     groups = build_optimizer(config, named, d_model=256).param_groups
-    assert {g["is_hidden"]: g["lr_factor"] for g in groups} == {False: 1.0, True: 0.25}
+    assert {g["is_hidden"]: g["lr_factor"] for g in groups} == {False: others, True: hidden}
+
+
+def test_muon_leaves_the_matrices_of_experts_to_adamw(small):
+    result = train(
+        small(
+            model={"num_experts": 2}, optimizer={"name": "muon"}, train={"tokens": 16 * 8 * 2},
+        )
+    )  # fmt: skip
+    assert result.state is TrialState.COMPLETED
+
+
+def test_nesterov_without_a_momentum_is_refused(small):
+    with pytest.raises(ConfigError, match="Set momentum"):
+        small(optimizer={"name": "sgd", "nesterov": True})
 
 
 GOOD_RATES = {

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from planner.engine import train
 from planner.engine.precision.emulation import rounded
 from planner.engine.precision.float8 import float8_linear
 from planner.engine.precision.loss_scale import LossScale
+from planner.engine.recompute import make_recompute
 from planner.errors import InfeasibleError
 from planner.trial import TrialState
+from planner.trial.support import check_supported
 
 
 @pytest.mark.parametrize("compute", ["bf16", "fp16"])
@@ -78,6 +81,42 @@ def test_the_fp8_product_and_its_gradients_are_near_the_exact_ones():
     for one, two in ((found, exact), *zip(gradients, expected, strict=True)):
         error = (one.float() - two).norm() / two.norm()
         assert 1e-3 < error < 0.1
+
+
+@pytest.mark.parametrize(
+    ("sections", "side"),
+    [
+        ({"model": {"d_model": 72, "num_heads": 2}}, "d_model is 72"),
+        ({"model": {"d_ff": 100}}, "d_ff / tensor_parallel is 100"),
+        ({"model": {"sequence_length": 20}}, "tokens of a micro-batch on a worker is 20"),
+        ({"model": {"num_kv_heads": 1}}, r"head_dim / tensor_parallel is 8"),
+    ],
+)
+def test_sides_that_no_device_multiplies_in_fp8_are_refused_before_anything_starts(
+    small, sections, side
+):
+    check_supported(small(precision={"compute": "fp8"}))
+    with pytest.raises(InfeasibleError, match=side):
+        check_supported(small(precision={"compute": "fp8"}, **sections))
+
+
+class Products(TorchDispatchMode):
+    """Counts fp8 products."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func is torch.ops.aten._scaled_mm.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_selective_recomputation_keeps_the_results_of_fp8_products():
+    x = torch.randn(32, 64).bfloat16().requires_grad_()
+    w = torch.randn(48, 64).bfloat16().requires_grad_()
+    run = make_recompute("selective")
+    with Products() as seen:
+        run(lambda x: float8_linear(x, w, None).relu(), x).sum().backward()
+    assert seen.number == 3  # forward, and the two gradients
 
 
 @pytest.mark.parametrize("compute", ["tf32", "fp8"])

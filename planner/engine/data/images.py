@@ -79,7 +79,7 @@ class Images:
         held = np.array([is_held_back(data.names[i], fraction) for i in kept], dtype=bool)
         limit = config.data.max_unique_tokens
         most = None if limit is None else limit // config.model.sequence_length
-        train, rest = kept[~held][:most], kept[held]
+        train, rest = _evenly(kept[~held], most), kept[held]
         _check_number(train, rest, path, config)
         wanted = max(1, config.train.validation_tokens // config.model.sequence_length)
         mean, deviation = _colours(data.images, train)
@@ -227,6 +227,15 @@ def _check_shape(data: _Labelled, model: ModelConfig, path: Path) -> None:
             f"{data.labels.max()}, model.num_classes={model.num_classes}.",
             hint=f"Set model.num_classes to {data.labels.max() + 1}.",
         )
+
+
+def _evenly(places: npt.NDArray[np.int64], most: int | None) -> npt.NDArray[np.int64]:
+    """Return at most so many places, spread over all: neighbours are often of one class.
+
+    >>> _evenly(np.arange(10), 3).tolist()
+    [0, 3, 6]
+    """
+    return places if most is None else places[even_starts(len(places) + 1, 1, most)]
 
 
 def _check_number(train: Array, held_back: Array, path: Path, config: TrialConfig) -> None:

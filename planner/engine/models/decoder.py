@@ -46,7 +46,7 @@ class Decoder(Transformer):
             return F.linear(x_BTD, weight)
         return F.linear_cross_entropy(
             x_BTD.flatten(0, 1), weight, targets_BT.flatten(),
-            label_smoothing=self.label_smoothing, options=nn.LinearCrossEntropyOptions(),
+            options=nn.LinearCrossEntropyOptions(),
         )  # fmt: skip
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:

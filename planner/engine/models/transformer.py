@@ -44,4 +44,3 @@ class Transformer(nn.Module):
         self.compute = compute
         self.dropout = model.dropout
         self.logit_scale = 1.0
-        self.label_smoothing = 0.0

@@ -91,7 +91,6 @@ def _set_execution(stages: Iterable[Transformer], config: TrialConfig) -> None:
         recompute = make_recompute(config.execution.activation_checkpointing)
     for stage in stages:
         set_products(stage.layers.children(), config.precision)
-        stage.label_smoothing = config.optimizer.label_smoothing
         for block in stage.layers.children():
             if isinstance(block, Block):
                 block.recompute = recompute
