@@ -3,10 +3,9 @@
 from planner.curves.allocation import (
     Allocation,
     allocation_for_loss,
-    max_tokens_by_deadline,
     optimal_allocation,
-    overtraining_overhead,
 )
+from planner.curves.closed_forms import max_tokens_by_deadline, overtraining_overhead
 from planner.curves.compression import (
     BestOriginal,
     CompressionCurves,

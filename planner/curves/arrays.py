@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BoolArray", "FloatArray", "IntArray", "TextArray", "safe_exp", "safe_log"]
+__all__ = [
+    "BoolArray",
+    "FloatArray",
+    "IntArray",
+    "TextArray",
+    "safe_exp",
+    "safe_log",
+]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

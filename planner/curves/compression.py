@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.curves.arrays import FloatArray, IntArray
+from planner.curves.checks import positive_lists
 from planner.curves.intervals import DEFAULT_DRAWS, fit_curve
 from planner.curves.law import Coefficient
 from planner.curves.problem import CurveProblem
-from planner.errors import ConfigError, FitError
+from planner.errors import FitError
 
 __all__ = ["BestOriginal", "CompressionCurves", "compressed_loss", "fit_compression_curves"]
 
@@ -60,10 +61,10 @@ class BestOriginal:
 
     num_params: float
     loss: float
-    loss_lower: float
-    """Interval of the curve there."""
-    loss_upper: float
-    share_of_draws: float
+    loss_lower: float | None = None
+    """Interval of the curve there; None where nothing was resampled."""
+    loss_upper: float | None = None
+    share_of_draws: float | None = None
     """Of the resamplings, in which this original is the best."""
 
 
@@ -114,14 +115,17 @@ class CompressionCurves:
                 hint="Compress one of them further, or less.",
             )
         best = int(np.nanargmin(losses))
+        size, loss = float(self.num_params[best]), float(losses[best])
+        if not len(self.draws):
+            return BestOriginal(num_params=size, loss=loss)
         drawn = self._losses(self.draws, np.array([compressed_bytes]))[:, :, 0]
         tail = 0.5 - 0.5 * self.coefficients[0].level
         low, high = np.quantile(drawn[:, best], [tail, 1 - tail])
         return BestOriginal(
-            num_params=float(self.num_params[best]),
-            loss=float(losses[best]),
-            loss_lower=float(min(low, losses[best])),
-            loss_upper=float(max(high, losses[best])),
+            num_params=size,
+            loss=loss,
+            loss_lower=float(min(low, loss)),
+            loss_upper=float(max(high, loss)),
             share_of_draws=float((np.nanargmin(drawn, axis=1) == best).mean()),
         )
 
@@ -140,19 +144,19 @@ def fit_compression_curves(
     Source: the protocol of Li et al. 2020 (arXiv:2002.11794), section 4; the curve is that of
     `compressed_loss`, with one L_N per original and the other coefficients shared.
 
+    Args:
+        num_params: N of each row's original, shape (n,).
+        compressed_bytes: Size after compression, shape (n,).
+        loss: After compression, shape (n,).
+        num_bootstraps: Resamplings behind the intervals; 0 makes none.
+        level: Of the intervals.
+        seed: Of the resampling.
+
     Raises:
-        ConfigError: A value is not positive and finite.
+        ConfigError: Lengths differ, a value is not positive and finite, or the level is not in (0, 1).
         FitError: An original has no two compressed sizes, or there are too few rows.
     """
-    n, b, y = (
-        np.asarray(v, dtype=np.float64).ravel() for v in (num_params, compressed_bytes, loss)
-    )
-    if not (n.shape == b.shape == y.shape) or not all(
-        (np.isfinite(v) & (v > 0)).all() for v in (n, b, y)
-    ):
-        raise ConfigError(
-            "num_params, compressed_bytes and loss must be positive lists of one length."
-        )
+    n, b, y = positive_lists(num_params=num_params, compressed_bytes=compressed_bytes, loss=loss)
     sizes, number = np.unique(n, return_inverse=True)
     bits = BITS_PER_BYTE * b / n
     for place, size in enumerate(sizes):

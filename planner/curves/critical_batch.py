@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.curves.arrays import FloatArray
+from planner.curves.checks import positive_lists
 from planner.curves.intervals import DEFAULT_DRAWS, fit_curve
 from planner.curves.law import Coefficient
 from planner.curves.problem import CurveProblem
-from planner.errors import ConfigError, FitError
+from planner.errors import FitError
 
 __all__ = ["CriticalBatch", "PowerLaw", "fit_critical_batch", "fit_power_law"]
 
@@ -65,12 +66,10 @@ def fit_critical_batch(
     Source: McCandlish et al. 2018 (arXiv:1812.06162), equation 2.11, solved for steps.
 
     Raises:
-        ConfigError: A value is not positive and finite.
+        ConfigError: Lengths differ, a value is not positive and finite, or the level is not in (0, 1).
         FitError: Fewer than four batches, or steps do not fall with the batch.
     """
-    b, s = (np.asarray(v, dtype=np.float64).ravel() for v in (batch, steps_to_target))
-    if b.shape != s.shape or not (np.isfinite(b) & (b > 0) & np.isfinite(s) & (s > 0)).all():
-        raise ConfigError("batch and steps_to_target must be positive lists of one length.")
+    b, s = positive_lists(batch=batch, steps_to_target=steps_to_target)
     if np.unique(b).size < 4:
         raise FitError(f"a critical batch needs at least 4 batches: got {np.unique(b).size}.")
     if s[b.argmax()] >= s[b.argmin()]:
@@ -137,12 +136,10 @@ def fit_power_law(
     """Fit a line in logs, e.g. of the critical batch against tokens.
 
     Raises:
-        ConfigError: A value is not positive and finite.
+        ConfigError: Lengths differ, a value is not positive and finite, or the level is not in (0, 1).
         FitError: Fewer than three points.
     """
-    xs, ys = (np.asarray(v, dtype=np.float64).ravel() for v in (x, y))
-    if xs.shape != ys.shape or not (np.isfinite(xs) & (xs > 0) & np.isfinite(ys) & (ys > 0)).all():
-        raise ConfigError("x and y must be positive lists of one length.")
+    xs, ys = positive_lists(x=x, y=y)
     if np.unique(xs).size < 3:
         raise FitError(f"a power law needs at least 3 distinct x: got {np.unique(xs).size}.")
     center = float(np.exp(np.log(xs).mean()))

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.curves.allocation import best_log_params, log_optimal_params, require_positive
+from planner.curves.allocation import best_log_params
 from planner.curves.anchored import tokens_per_param_weight
 from planner.curves.arrays import BoolArray, FloatArray, IntArray
+from planner.curves.checks import require_positive
+from planner.curves.closed_forms import log_optimal_params
 from planner.curves.diagnosis import TOKENS_PER_PARAM_BAND
 from planner.curves.law import ScalingLaw
 from planner.curves.points import FLOPS_PER_PARAM_TOKEN

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.curves.allocation import log_optimal_params
 from planner.curves.arrays import LARGEST_LOG, FloatArray
+from planner.curves.closed_forms import log_optimal_params
 from planner.curves.forms import find_form
 from planner.curves.isoflop import IsoflopProfile, SizeFrontier, group_values
 from planner.curves.law import Backtest, Component, FitWarning

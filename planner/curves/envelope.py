@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.curves.arrays import BoolArray, FloatArray, IntArray
+from planner.curves.checks import positive_lists
 from planner.curves.isoflop import SizeFrontier, fit_size_line, group_values
 from planner.errors import ConfigError, FitError
 
@@ -48,24 +49,25 @@ def fit_envelope(
     """Return the envelope of runs, rows of (compute so far, loss, size, run).
 
     Each run is averaged within a level's width and interpolated in log-log between its own points,
-    never beyond them; a size takes the lowest of its runs. Where the lowest size lies between two others the best one is the vertex
-    of the parabola in log N through the three. The power law goes through one place per size that
-    is lowest somewhere: the means of log compute and of log vertex over its stretch. The losses of a
-    run may err together, so a stretch counts as one observation with the scatter of a level.
+    never beyond them; a size takes the lowest of its runs. Where the lowest size lies between two
+    others the best one is the vertex of the parabola in log N through the three. The power law goes
+    through one place per size that is lowest somewhere: the means of log compute and of log vertex
+    over its stretch. The losses of a run may err together, so a stretch counts as one observation with
+    the scatter of a level.
 
     Source: Hoffmann et al. 2022 (arXiv:2203.15556), approach 1; there the sizes themselves are
     used, at 1,500 levels.
 
     Raises:
-        ConfigError: A value is not positive and finite.
+        ConfigError: Lengths differ, there is no row, or a value is not positive and finite.
         FitError: Fewer than three sizes are lowest anywhere between a smaller and a larger one.
     """
-    c, y, n = (np.asarray(v, dtype=np.float64).ravel() for v in (train_flops, loss, num_params))
+    c, y, n = positive_lists(train_flops=train_flops, loss=loss, num_params=num_params)
     names, runs = np.unique(np.asarray(run).ravel(), return_inverse=True)
-    if not (c.shape == y.shape == n.shape == runs.shape):
-        raise ConfigError("train_flops, loss, num_params and run must have one length.")
-    if not c.size or not all((np.isfinite(v) & (v > 0)).all() for v in (c, y, n)):
-        raise ConfigError("train_flops, loss and num_params must be positive and finite.")
+    if not c.size or runs.shape != c.shape:
+        raise ConfigError(
+            f"an envelope needs losses, and the run of each: got {c.size} and {runs.size}."
+        )
     levels = np.linspace(np.log(c.min()), np.log(c.max()), NUM_LEVELS)
     groups = group_values(n, SIZE_TOLERANCE)
     log_size = np.bincount(groups, np.log(n)) / np.bincount(groups)

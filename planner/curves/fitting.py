@@ -9,6 +9,7 @@ import numpy as np
 
 from planner.curves.arrays import FloatArray
 from planner.curves.checklist import fill_checklist
+from planner.curves.checks import require_level
 from planner.curves.diagnosis import Evidence, diagnose
 from planner.curves.forms import CurveForm, find_form
 from planner.curves.intervals import bootstrap_coefficients, expanded_tail, has_flat_direction
@@ -19,7 +20,6 @@ from planner.curves.law import (
     Component,
     FittedRange,
     ScalingLaw,
-    require_level,
 )
 from planner.curves.methods import size_frontiers
 from planner.curves.mixture import (

@@ -15,7 +15,8 @@ import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from planner.curves.arrays import FloatArray, IntArray
-from planner.curves.law import Coefficient, require_level
+from planner.curves.checks import require_level
+from planner.curves.law import Coefficient
 from planner.curves.problem import CurveProblem, minimize, require_identified
 from planner.curves.profiles import LARGEST, as_coefficient, profile_coefficients
 from planner.curves.robust import minimize_robust, robust_deviation

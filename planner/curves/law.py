@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
 from planner.curves.arrays import FloatArray, safe_exp
+from planner.curves.checks import is_fraction, require_level
 from planner.curves.forms import find_form
 from planner.curves.isoflop import IsoflopProfile, SizeFrontier
-from planner.curves.points import FLOPS_PER_PARAM_TOKEN, is_fraction
+from planner.curves.points import FLOPS_PER_PARAM_TOKEN
 from planner.errors import ConfigError, FitError, NotFoundError
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "FittedRange",
     "Prediction",
     "ScalingLaw",
-    "require_level",
     "standard_noise",
     "variables_of",
 ]
@@ -346,17 +346,6 @@ def _broadcast(given: Mapping[str, ArrayLike]) -> dict[str, FloatArray]:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise ConfigError(f"shapes must broadcast: got {shapes}.") from None
     return {name: np.broadcast_to(array, shape) for name, array in arrays.items()}
-
-
-def require_level(level: float) -> float:
-    """Return the level of an interval.
-
-    Raises:
-        ConfigError: It is not in (0, 1).
-    """
-    if not 0.0 < level < 1.0:
-        raise ConfigError(f"level must lie between 0 and 1: got {level}.")
-    return level
 
 
 def variables_of(components: Sequence[Component]) -> tuple[str, ...]:

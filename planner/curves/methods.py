@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.curves.allocation import best_log_params, log_optimal_params, require_positive
+from planner.curves.allocation import best_log_params
 from planner.curves.arrays import FloatArray
+from planner.curves.checks import require_level, require_positive
+from planner.curves.closed_forms import log_optimal_params
 from planner.curves.diagnosis import LOOK_AHEAD
 from planner.curves.envelope import fit_envelope
 from planner.curves.forms import find_form
 from planner.curves.isoflop import IsoflopProfile, SizeFrontier, fit_frontier
-from planner.curves.law import ScalingLaw, require_level
+from planner.curves.law import ScalingLaw
 from planner.curves.points import Points
 from planner.errors import FitError
 

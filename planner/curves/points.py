@@ -17,7 +17,6 @@ __all__ = [
     "REQUIRED",
     "Points",
     "count_distinct",
-    "is_fraction",
 ]
 
 FLOPS_PER_PARAM_TOKEN = 6.0
@@ -102,11 +101,6 @@ class Points:
             for name in (*REQUIRED[:2], *OPTIONAL)
             if (value := getattr(self, name)) is not None
         }
-
-
-def is_fraction(name: str, values: FloatArray) -> BoolArray:
-    """Return where values lie in 0 to 1; a sparsity of 1 would leave nothing active."""
-    return (values >= 0) & (values < 1 if name == "sparsity_fraction" else values <= 1)
 
 
 def count_distinct(values: FloatArray, tolerance: float = 0.02) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from planner.curves.forms import find_form
 from planner.curves.law import ScalingLaw
-from planner.curves.tables import ENGINE_NAMES
+from planner.curves.tables import ENGINE_NAMES, require_mapped
 from planner.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -31,17 +31,19 @@ def predict_table(
         law: A fitted law.
         table: With num_params, num_tokens and what else the form needs; train_flops if it is not
             6 N D.
-        column_map: {quantity: column}.
+        column_map: {quantity: column}; what is said of the loss, which is predicted, is ignored.
         level: Of the prediction interval; absent means that of the fit.
 
     Raises:
-        ConfigError: A column is missing, or a value is not a positive number.
+        ConfigError: A column is missing, the map names none, or a value is not a positive number.
     """
     import pandas as pd
 
     present = [str(name) for name in table.columns]
     needed = {name for c in law.components for name in find_form(c.form).columns}
     names = {name: (column_map or {}).get(name, name) for name in needed | {"train_flops"}}
+    given = {name: text for name, text in (column_map or {}).items() if name != "loss"}
+    require_mapped(present, given)
     for name, other in ENGINE_NAMES.items():
         if name in names and names[name] not in present and other in present:
             names[name] = other

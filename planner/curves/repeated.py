@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.curves.arrays import FloatArray
+from planner.curves.checks import require_level
 from planner.curves.forms import (
     Columns,
     CurveForm,
@@ -22,7 +23,7 @@ from planner.curves.forms import (
     surface_starts,
     with_tails,
 )
-from planner.curves.law import Coefficient, require_level
+from planner.curves.law import Coefficient
 from planner.curves.points import Points
 from planner.curves.problem import CurveProblem
 from planner.curves.profiles import profile_coefficients, profile_of

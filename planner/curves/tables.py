@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planner.curves.arrays import FloatArray, IntArray
-from planner.curves.points import OPTIONAL, REQUIRED, Points, is_fraction
+from planner.curves.checks import is_fraction
+from planner.curves.points import OPTIONAL, REQUIRED, Points
 from planner.curves.stable import (
     NOT_CONSTANT,
     NOT_TOLD,
@@ -26,13 +27,14 @@ from planner.errors import ConfigError, FitError, NotFoundError, did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ENGINE_NAMES", "points_from_table", "read_points", "read_table"]
+__all__ = ["ENGINE_NAMES", "points_from_table", "read_points", "read_table", "require_mapped"]
 
 EVERY_ROW = ("num_params", "num_tokens", "train_flops", "unique_tokens")
 """Columns without gaps; of the others, a number that is absent is no wrong one."""
 FRACTIONS = ("sparsity_fraction", "warmup_fraction")
 LABELS = ("run", "schedule")
 """Columns of names instead of numbers."""
+KNOWN = (*REQUIRED, *OPTIONAL, *LABELS)
 ENGINE_NAMES = {"num_tokens": "train_tokens", "loss": "val_loss", "schedule": "schedule_name"}
 """What the results table of a run calls the columns of a curve."""
 
@@ -168,17 +170,9 @@ def _without_empty_columns(points: Points) -> Points:
 
 
 def _column_names(present: list[str], column_map: Mapping[str, str]) -> dict[str, str]:
-    known = (*REQUIRED, *OPTIONAL, *LABELS)
-    for name, column in column_map.items():
-        if name not in known:
-            raise ConfigError(f"no quantity {name!r} in a curve. {did_you_mean(name, known)}")
-        if column not in present:
-            raise ConfigError(
-                f"the table has no column {column!r} (mapped to {name}). "
-                f"{did_you_mean(column, present)}"
-            )
+    require_mapped(present, column_map)
     names = dict(column_map)
-    for name in known:
+    for name in KNOWN:
         for column in (name, ENGINE_NAMES.get(name, name)):
             if name not in names and column in present:
                 names[name] = column
@@ -197,6 +191,22 @@ def _column_names(present: list[str], column_map: Mapping[str, str]) -> dict[str
             or f"Name the column that holds it, e.g. --map {missing[0]}=COLUMN.",
         )
     return names
+
+
+def require_mapped(present: list[str], column_map: Mapping[str, str]) -> None:
+    """Refuse a map of what is no quantity of a curve, or to a column that the table lacks.
+
+    Raises:
+        ConfigError: With what may have been meant.
+    """
+    for name, column in column_map.items():
+        if name not in KNOWN:
+            raise ConfigError(f"no quantity {name!r} in a curve. {did_you_mean(name, KNOWN)}")
+        if column not in present:
+            raise ConfigError(
+                f"the table has no column {column!r} (mapped to {name}). "
+                f"{did_you_mean(column, present)}"
+            )
 
 
 def _listed(present: list[str]) -> str:

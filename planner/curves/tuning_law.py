@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from planner.curves.arrays import FloatArray, IntArray
+from planner.curves.checks import require_level
 from planner.curves.intervals import (
     bootstrap_coefficients,
     expanded_tail,
     resampling_counts,
 )
-from planner.curves.law import Coefficient, require_level
+from planner.curves.law import Coefficient
 from planner.curves.robust import robust_deviation
 from planner.errors import ConfigError, FitError
 

@@ -31,7 +31,7 @@ from planner.curves import (
     ScalingLaw,
     optimal_allocation,
 )
-from planner.curves.allocation import optimal_params
+from planner.curves.closed_forms import optimal_params
 from planner.curves.isoflop import group_values
 from planner.errors import FitError
 from planner.report.figures import BLUE, GREEN, PURPLE, VERMILLION

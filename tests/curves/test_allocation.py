@@ -21,7 +21,7 @@ from planner.curves import (
     overtraining_overhead,
     suggest,
 )
-from planner.curves.allocation import optimal_params
+from planner.curves.closed_forms import optimal_params
 from planner.errors import ConfigError, FitError
 
 BASE = (1.8, 480.0, 2100.0, 0.35, 0.37)

@@ -90,6 +90,13 @@ def test_a_map_without_an_equals_sign_is_refused(table):
         _run(fit_command, table, "--map", "loss")
 
 
+def test_a_map_to_a_column_that_is_not_there_is_refused_when_predicting(table, tmp_path):
+    _run(fit_command, table, "--map", "loss=final", "--draws", 20, "--no-plots")
+    for wrong, why in (("train_flops=flops", "no column 'flops'"), ("parms=x", "no quantity")):
+        with pytest.raises(ConfigError, match=why):
+            _run(predict_command, tmp_path / "laws.json", "--at", table, "--map", wrong)
+
+
 def test_predicting_at_nothing_says_how(table, tmp_path):
     _run(fit_command, table, "--map", "loss=final", "--draws", 20, "--no-plots")
     with pytest.raises(ConfigError, match="--at FILE"):

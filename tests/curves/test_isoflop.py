@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from planner.curves import Points, fit, fit_frontier, isoflop_profiles, optimal_allocation
-from planner.curves.allocation import optimal_params
+from planner.curves.closed_forms import optimal_params
 from planner.errors import FitError
 
 BASE = np.array([[1.8, 480.0, 2100.0, 0.35, 0.37]])

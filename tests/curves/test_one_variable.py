@@ -18,7 +18,7 @@ from planner.curves import (
     fit_tuning_law,
     learning_curve_forms,
 )
-from planner.curves.learning_curves import _FORMS
+from planner.curves.learning_models import FORMS
 from planner.curves.robust import jacobian
 from planner.errors import ConfigError, FitError, NotFoundError
 
@@ -71,6 +71,12 @@ def test_bad_learning_curves_are_refused():
         fit_learning_curve(X, np.where(X > 1e7, np.nan, 1.0))
     with pytest.raises(NotFoundError, match="m1"):
         fit_learning_curve(X, X**-0.1, form="m7")
+
+
+def test_five_points_choose_a_form_and_four_do_not():
+    assert fit_learning_curve(X[:5], X[:5] ** -0.1, num_bootstraps=0).form == "m1"
+    with pytest.raises(FitError, match="at least 4 distinct x: got 3"):
+        fit_learning_curve(X[:4], X[:4] ** -0.1, num_bootstraps=0)
 
 
 def test_a_critical_batch_is_recovered_from_noisy_steps():
@@ -185,6 +191,9 @@ def test_the_best_original_grows_with_the_bytes_allowed():
     assert curves.best_original(4e8).num_params == 1e9
     with pytest.raises(FitError, match="no original"):
         curves.best_original(1e6)
+    bare = fit_compression_curves(n, size, loss, num_bootstraps=0).best_original(4e8)
+    assert bare.num_params == 1e9
+    assert bare.loss_lower is None
 
 
 def _tuning(share: float, seed: int = 0, rate_off: float = 1.0) -> TuningGrid:
@@ -266,10 +275,10 @@ def test_one_grid_is_too_few_for_a_law_of_rate_and_batch():
         )
 
 
-@pytest.mark.parametrize("name", _FORMS)
+@pytest.mark.parametrize("name", FORMS)
 def test_the_slopes_of_a_learning_curve_are_its_differences(name):
     t = np.linspace(0, 3, 12)
-    form = _FORMS[name]
+    form = FORMS[name]
     theta = form.starts(t, np.log(0.05 + np.exp(-0.4 * t)))
     numeric = jacobian(lambda at: form.model(at, t), theta)
     np.testing.assert_allclose(form.slopes(theta, t), numeric, atol=1e-8)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from planner.curves import curve_forms
-from planner.curves.allocation import optimal_params
 from planner.curves.anchored import PRIOR
+from planner.curves.closed_forms import optimal_params
 from planner.curves.repeated import MUENNIGHOFF_C4, effective_tokens
 
 LAWS = {
