@@ -29,7 +29,7 @@ from planner.run_folder import RunFolder, default_root
 from planner.study import Study
 
 if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 __all__ = [
     "Job",
@@ -45,6 +45,7 @@ __all__ = [
 
 _FETCHED: Final = (
     "study.json", "plan.json", "ledger.jsonl", "results.parquet", "curves.parquet", "spend.json",
+    "lineage.parquet", "search.json", "earlier.json",
 )  # fmt: skip
 """Files of a run folder that travel back."""
 _CONNECT_SECONDS: Final = 5.0
@@ -122,6 +123,7 @@ def submit(
                 runtime_env={"working_dir": working_dir, "env_vars": _environment()},
             )
         except RuntimeError as error:
+            folder.undo_create()
             raise JobError(f"the cluster at {address} refused the job: {error}") from error
     job = Job(
         name=folder.name, submission_id=submission_id, address=_normal(address), status="PENDING"
@@ -172,11 +174,7 @@ def refresh(job: Job, root: Path | None = None) -> Job:
         ClusterUnreachableError: The cluster does not answer.
         JobError: The cluster does not know the job.
     """
-    client = _client(job.address)
-    try:
-        info = client.get_job_info(job.submission_id)
-    except RuntimeError as error:
-        raise JobError(f"{job.address} does not know job {job.submission_id}.") from error
+    info = _info(_client(job.address), job)
     fresh = Job(
         name=job.name,
         submission_id=job.submission_id,
@@ -187,6 +185,13 @@ def refresh(job: Job, root: Path | None = None) -> Job:
     )
     _save(RunFolder.open(job.name, root), fresh)
     return fresh
+
+
+def _info(client: JobSubmissionClient, job: Job) -> JobDetails:
+    try:
+        return client.get_job_info(job.submission_id)
+    except RuntimeError as error:
+        raise JobError(f"{job.address} does not know job {job.submission_id}.") from error
 
 
 def follow(job: Job, write: Callable[[str], None], root: Path | None = None) -> Job:
@@ -221,9 +226,10 @@ def stop(job: Job, root: Path | None = None) -> Job:
 
     Raises:
         ClusterUnreachableError: The cluster does not answer.
-        JobError: The job did not stop in time.
+        JobError: The cluster does not know the job, or it did not stop in time.
     """
     client = _client(job.address)
+    _info(client, job)
     client.stop_job(job.submission_id)
     deadline = time.monotonic() + _STOP_SECONDS + 15
     while time.monotonic() < deadline:
@@ -242,12 +248,12 @@ def fetch(job: Job, root: Path | None = None) -> RunFolder:
 
     Raises:
         ClusterUnreachableError: The cluster does not answer.
-        JobError: The job has left no results.
+        JobError: The cluster does not know the job, or it has left no results.
     """
     import requests
 
     client = _client(job.address)
-    info = client.get_job_info(job.submission_id)
+    info = _info(client, job)
     response = requests.get(
         f"{job.address}/api/v0/logs/file",
         params={
@@ -303,7 +309,8 @@ def _client(address: str) -> JobSubmissionClient:
     if url.scheme not in ("http", "https") or not url.hostname:
         raise ClusterUnreachableError(f"not an address of a job server: {address!r}.", hint=hint)
     try:
-        socket.create_connection((url.hostname, url.port or 8265), timeout=_CONNECT_SECONDS).close()
+        port = url.port or {"http": 80, "https": 443}[url.scheme]
+        socket.create_connection((url.hostname, port), timeout=_CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise ClusterUnreachableError(
             f"no cluster answers at {address}: {error}.", hint=hint

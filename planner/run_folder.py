@@ -99,6 +99,12 @@ class RunFolder:
         folder.write("study.json", study.model_dump_json(indent=2))
         return folder
 
+    def undo_create(self) -> None:
+        """Take back what `create` wrote, and the folder itself if it holds nothing else."""
+        self.study.unlink()
+        with suppress(OSError):  # it was there before, and holds what is not ours
+            self.path.rmdir()
+
     @property
     def name(self) -> str:
         """Name of the run."""

@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ from planner.cli import main
 from planner.errors import ClusterUnreachableError, ConfigError, JobError, NotFoundError
 from planner.results import read_results
 from planner.study import load_study
+from planner.tuning import sweep
 
 START_SECONDS = 90
 
@@ -119,6 +120,51 @@ def test_what_answers_but_is_no_job_server_is_refused():
             thread.join()
 
 
+class Unwilling(BaseHTTPRequestHandler):
+    """A job server that says its version and refuses everything else."""
+
+    def answer(self) -> None:
+        is_version = self.path == "/api/version"
+        self.send_response(200 if is_version else 404)
+        self.end_headers()
+        self.wfile.write(b'{"version": "4", "ray_version": "2.60.0"}' if is_version else b"no")
+
+    do_GET = do_POST = do_PUT = answer
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def unwilling() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Unwilling) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_job_that_is_refused_leaves_its_name_free(unwilling, small_study, tmp_path):
+    for _ in range(2):
+        with pytest.raises(JobError, match="refused the job"):
+            jobs.submit(small_study, unwilling, root=tmp_path / "runs")
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize("act", [jobs.refresh, jobs.stop, jobs.fetch])
+def test_a_job_that_the_cluster_no_longer_knows_is_an_error(act, unwilling, small_study, tmp_path):
+    lost = jobs.Job(name="small", submission_id="never", address=unwilling, status="RUNNING")
+    with pytest.raises(JobError, match="does not know job never"):
+        act(lost, tmp_path)
+
+
+def test_every_file_that_a_sweep_leaves_is_fetched(small_study, tmp_path):
+    folder = sweep(small_study, executor="inline", root=tmp_path).folder
+    left = {path.name for path in folder.path.iterdir() if path.is_file()} - {"lock"}
+    assert left <= set(jobs._FETCHED)
+
+
 def test_a_run_that_was_not_submitted_has_no_job(small_study, tmp_path):
     from planner.run_folder import RunFolder
 
@@ -139,14 +185,6 @@ def test_a_name_that_is_taken_here_is_refused_before_anything_is_submitted(
     RunFolder.create(small_study, root=tmp_path)
     with pytest.raises(ConfigError, match="exists already"):
         jobs.submit(small_study, cluster, root=tmp_path)
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_job_that_the_cluster_does_not_know_is_an_error(cluster, small_study, tmp_path):
-    lost = jobs.Job(name="small", submission_id="never", address=cluster, status="RUNNING")
-    with pytest.raises(JobError, match="does not know"):
-        jobs.refresh(lost, tmp_path)
 
 
 def test_acting_on_jobs_needs_a_name(capfd):

@@ -14,7 +14,7 @@ from typing import Final
 
 import click
 
-from planner.errors import PlannerError, did_you_mean
+from planner.errors import ConfigError, PlannerError, did_you_mean
 
 __all__ = ["VERBS", "main"]
 
@@ -34,6 +34,10 @@ VERBS: Final[dict[str, str]] = {
     "doctor": "What this machine has.",
 }
 """Verb -> its one line in the list; the command lives in `planner/cli/<verb>.py`."""
+
+
+_TRAIN: Final = ("cmaes", "optuna", "ray", "tensorboardX", "torch")
+"""What `planner[train]` brings."""
 
 
 class _Verbs(click.Group):
@@ -92,12 +96,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
-    except PlannerError as error:
-        if debug:
+    except (PlannerError, ModuleNotFoundError) as error:
+        shown = error if isinstance(error, PlannerError) else _missing(error)
+        if debug or shown is None:
             raise
-        _show(error, as_json="--json" in args)
-        return error.exit_code
+        _show(shown, as_json="--json" in args)
+        return shown.exit_code
     return result if isinstance(result, int) else 0
+
+
+def _missing(error: ModuleNotFoundError) -> ConfigError | None:
+    """Return that a package for running trials is not installed, or None for any other module."""
+    name = (error.name or "").partition(".")[0]
+    if name not in _TRAIN:
+        return None
+    return ConfigError(
+        f"trials cannot run here: {name} is not installed.", hint="pip install 'planner[train]'"
+    )
 
 
 def _show(error: PlannerError, as_json: bool) -> None:

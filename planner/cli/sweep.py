@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,12 @@ def command(**options: Any) -> int:
     """
     if options["study"] is None and options["resumed"] is None:
         raise click.UsageError("give a STUDY, or --resume NAME.")
+    if options["study"] is None and (options["overrides"] or options["search_space"]):
+        raise ConfigError(
+            "a run resumes with its own study: --set and --search-space need a STUDY."
+        )
+    if options["resumed"] is not None and options["name"] is not None:
+        raise ConfigError("a run keeps its name: give --name without --resume.")
     study = _study(options)
     if options["dry_run"]:
         return _dry_run(options)
@@ -83,11 +90,14 @@ def _dry_run(options: dict[str, Any]) -> int:
 
     if options["study"] is None:
         raise ConfigError("--dry-run shows the plan of a study: give a STUDY.")
+    budget = _budget(options["budget"])
+    limits = [] if budget is None else [f"budget={json.dumps(budget.limits())}"]
     click.get_current_context().invoke(
         plan_command,
         study=options["study"],
-        overrides=options["overrides"],
+        overrides=(*options["overrides"], *limits),
         search_space=options["search_space"],
+        runs=options["runs"],
         as_json=options["as_json"],
     )
     return 0

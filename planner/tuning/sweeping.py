@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -77,9 +76,7 @@ def sweep(
     try:
         chosen, num_devices = _connected(executor, address, outlook.cluster, min(workers))
     except BaseException:
-        folder.study.unlink()
-        with suppress(OSError):  # the folder was there before, and holds what is not ours
-            folder.path.rmdir()
+        folder.undo_create()
         raise
     folder.write("plan.json", json.dumps(outlook.to_data(), indent=2))
     if earlier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,36 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(
     assert main(["sweep", str(write_study()), "--dry-run", "--runs", str(runs)]) == 0
     assert "4 trials to run" in capfd.readouterr().out
     assert not runs.exists()
+
+
+def test_a_dry_run_shows_the_plan_at_the_given_budget(
+    write_study: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", str(write_study()), "--dry-run", "--budget", "7 usd, 3 h"]) == 2
+    assert "a budget in usd needs to know what a device costs" in capfd.readouterr().err
+    assert main(["sweep", str(write_study()), "--dry-run", "--budget", "3 h"]) == 0
+    assert "Budget 3 h: 0% of it planned" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("option", [["--set", "search.seed=7"], ["--name", "other"]])
+def test_what_a_resumed_run_cannot_take_is_refused(
+    option: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "--resume", "small", *option, "--runs", str(tmp_path)]) == 2
+    assert "a run resumes with its own study" in (shown := capfd.readouterr().err) or (
+        "a run keeps its name" in shown
+    )
+
+
+def test_a_package_that_is_not_installed_is_named(
+    write_study: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "planner.tuning.ray_executor", raising=False)
+    assert main(["sweep", str(write_study()), "--runs", str(tmp_path / "runs")]) == 2
+    assert "ray is not installed.\n  pip install 'planner[train]'" in capfd.readouterr().err
+    assert not (tmp_path / "runs" / "small").exists()
 
 
 def test_a_sweep_needs_a_study_or_a_run(capfd: pytest.CaptureFixture[str]) -> None:
