@@ -20,7 +20,8 @@ import numpy as np
 
 from planner.costs import parse_cluster, resolve_cluster
 from planner.costs.calibration import Calibration, calibrate, uncalibrated
-from planner.costs.layouts import LayoutProblem, enumerate_layouts, evaluate, search_layouts
+from planner.costs.candidates import LayoutProblem, enumerate_layouts
+from planner.costs.layouts import evaluate, search_layouts
 from planner.costs.memory import GPU_MEMORY
 from planner.costs.scores import memory_constants_of, trial_of
 from planner.costs.shapes import named_shape

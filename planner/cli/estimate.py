@@ -81,7 +81,8 @@ def _cluster(options: dict[str, Any]) -> Cluster:
 
 
 def _echo_estimate(options: dict[str, Any]) -> None:
-    from planner.costs.layouts import LayoutProblem, precisions_of
+    from planner.costs.candidates import LayoutProblem
+    from planner.costs.layouts import precisions_of
     from planner.costs.params import count_shape_params
     from planner.costs.quotes import default_sequences_per_step, quote
     from planner.units import parse_count

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from planner.costs.cluster import Cluster
-from planner.costs.memory import CPU_MEMORY, GPU_MEMORY, MemoryConstants, memory_use
+from planner.costs.memory import GPU_MEMORY, MemoryConstants, default_memory, memory_use
 from planner.costs.residual import Prior, Process, features, fit_process, slopes_of
 from planner.costs.speed import (
     NORMAL_90,
@@ -167,11 +167,7 @@ def _prediction(
 
 def uncalibrated(cluster: Cluster) -> Calibration:
     """Return the defaults of a cluster with the intervals that they had on other clusters."""
-    return Calibration(efficiency=default_efficiency(cluster), memory=_default(cluster))
-
-
-def _default(cluster: Cluster) -> MemoryConstants:
-    return CPU_MEMORY if cluster.device.is_cpu else GPU_MEMORY
+    return Calibration(efficiency=default_efficiency(cluster), memory=default_memory(cluster))
 
 
 def _batches(trials: Sequence[MeasuredTrial]) -> list[tuple[list[int], Workload, Cluster]]:
@@ -238,7 +234,7 @@ def _fit_efficiency(trials: Sequence[MeasuredTrial]) -> tuple[Efficiency, Proces
 def _fit_memory(trials: Sequence[MeasuredTrial]) -> tuple[MemoryConstants, Process]:
     w = concatenate([trial.workload for trial in trials])
     return _fit(
-        trials[0].memory_prior or _default(trials[0].cluster),
+        trials[0].memory_prior or default_memory(trials[0].cluster),
         _MEMORY_SPREADS,
         lambda constants: np.log(memory_use(w, constants).total),
         trials,
@@ -264,7 +260,9 @@ def _memory_is_learnt(trials: Sequence[MeasuredTrial]) -> bool:
     if group.max() < 1:
         return True
     cluster = trials[0].cluster
-    default = replace(uncalibrated(cluster), memory=trials[0].memory_prior or _default(cluster))
+    default = replace(
+        uncalibrated(cluster), memory=trials[0].memory_prior or default_memory(cluster)
+    )
     fitted: list[float] = []
     plain: list[float] = []
     for fold in range(min(_FOLDS, int(group.max()) + 1)):

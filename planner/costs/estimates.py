@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypedDict
+
+import numpy as np
 
 from planner.costs.cluster import Cluster
 from planner.costs.energy import kwh_of, watts_per_device
@@ -14,15 +15,9 @@ from planner.costs.flops import (
     num_train_tokens,
     train_flops_per_token,
 )
-from planner.costs.memory import CPU_MEMORY, GPU_MEMORY, MemoryConstants, memory_use
+from planner.costs.memory import GPU_MEMORY, default_memory, memory_use
 from planner.costs.params import count_params
-from planner.costs.speed import (
-    NORMAL_90,
-    StepTime,
-    default_efficiency,
-    default_log_sigma,
-    step_time,
-)
+from planner.costs.speed import StepTime, default_efficiency, default_interval, step_time
 from planner.costs.workload import Workload, workload_of
 from planner.trial import TrialConfig
 from planner.units import SECONDS_PER_HOUR, format_bytes
@@ -31,7 +26,7 @@ if TYPE_CHECKING:
     from planner.costs.calibration import Calibration
     from planner.costs.tracing import TracedMemory
 
-__all__ = ["CostEstimate", "device_peaks", "estimate"]
+__all__ = ["CostEstimate", "confidence", "device_peaks", "estimate", "spending", "startup_seconds"]
 
 _TIME_PARTS: Final = (
     "matmul", "attention", "elementwise", "launch", "tensor", "context", "expert", "gather",
@@ -111,6 +106,12 @@ def _infeasible(
             f"the layout needs {workers} devices, the cluster has {cluster.num_devices} "
             f"({cluster}). Lower the degrees of parallelism"
         )
+    threads = config.execution.threads_per_worker
+    if cluster.device.is_cpu and workers * threads > cluster.num_devices:
+        return (
+            f"the threads need {workers * threads} cores ({workers} x threads_per_worker={threads}), "
+            f"the cluster has {cluster.num_devices}. Lower execution.threads_per_worker"
+        )
     if peak <= cluster.usable_memory_bytes:
         return None
     biggest = sorted(use, key=lambda kind: -use[kind])[:3]
@@ -132,35 +133,36 @@ def _memory_advice(config: TrialConfig, biggest: str) -> str:
     return "Raise shard_parallel (ZeRO), tensor_parallel or pipeline_parallel"
 
 
-def _confidence(
-    config: TrialConfig, cluster: Cluster, calibration: Calibration | None, w: Workload
+def confidence(
+    w: Workload, cluster: Cluster, calibration: Calibration | None, *more: str
 ) -> tuple[str, str]:
-    weak = list(calibration.warnings(w)) if calibration else []
-    if cluster.device.is_cpu and not calibration:
-        weak.append("the speed of this machine's cores is a default")
-    if cluster.device.is_tpu:
-        weak.append("TPU speed is not validated")
-    if cluster.device.confidence == "recalled" and not cluster.device.is_cpu:
-        weak.append(f"the catalogue's row of {cluster.device.name} is recalled")
-    if config.model.num_experts:
-        weak.append("routing of experts is modelled as balanced")
-    if config.layout.context_parallel > 1:
-        weak.append("context parallelism is modelled without overlap")
-    precision: str = config.precision.compute
-    if precision == "fp8":
-        weak.append("the gain of fp8 varies by kernel")
+    """Return how far the estimate of one configuration is to be trusted, and why.
+
+    Args:
+        w: The configuration.
+        cluster: Where it is to run.
+        calibration: On that cluster.
+        more: Further weaknesses.
+    """
+    device = cluster.device
+    num_trials = calibration.num_trials if calibration else 0
+    marks = {
+        "the speed of a CPU core is a default": device.is_cpu and not num_trials,
+        "TPU speed is not validated": device.is_tpu,
+        f"the catalogue's row of {device.name} is recalled": (
+            device.confidence == "recalled" and not device.is_cpu
+        ),
+        "routing of experts is modelled as balanced": np.any(np.asarray(w.num_experts) > 0),
+        "context parallelism is modelled without overlap": np.any(np.asarray(w.context) > 1),
+        "the gain of fp8 varies by kernel": np.any(np.asarray(w.is_fp8) > 0),
+    }
+    weak = [*(calibration.warnings(w) if calibration else ()), *more]
+    weak += [text for text, holds in marks.items() if holds]
     if weak:
         return "low", "; ".join(weak)
-    if calibration is not None and calibration.num_trials:
-        return "high", f"calibrated on {calibration.num_trials} trials of this cluster"
+    if num_trials:
+        return "high", f"calibrated on {num_trials} trials of this cluster"
     return "medium", "closed forms with default efficiencies, no measurement on this cluster"
-
-
-def memory_constants(cluster: Cluster, calibration: Calibration | None) -> MemoryConstants:
-    """Return the constants of memory for a cluster."""
-    if calibration is not None:
-        return calibration.memory
-    return CPU_MEMORY if cluster.device.is_cpu else GPU_MEMORY
 
 
 def busy_fraction(time: StepTime) -> float:
@@ -189,7 +191,7 @@ def estimate(
     """
     cluster.device.peak_flops_per_second(config.precision.compute)
     w = workload_of(config, device_peaks(config, cluster), on_cpu=cluster.device.is_cpu)
-    use = memory_use(w, memory_constants(cluster, calibration))
+    use = memory_use(w, calibration.memory if calibration else default_memory(cluster))
     breakdown = {kind: float(getattr(use, kind)) for kind in _MEMORY_PARTS}
     if traced is not None:
         breakdown = _traced_breakdown(traced, cluster)
@@ -218,7 +220,9 @@ def device_peaks(config: TrialConfig, cluster: Cluster) -> dict[str, float]:
     return {p: peak * (1.0 + 0.75 * (threads - 1)) for p, peak in cluster.device.peaks.items()}
 
 
-class _Spending(TypedDict):
+class Spending(TypedDict):
+    """The fields of an estimate that follow from its steps: time, money, energy."""
+
     startup_seconds: float
     train_seconds: float
     num_devices: int
@@ -233,32 +237,36 @@ def _step_interval(
 ) -> tuple[float, float, float]:
     """Return step seconds with the ends of their 90 % interval."""
     if calibration is None:
-        reach = math.exp(NORMAL_90 * float(default_log_sigma(w)))
-        return seconds, seconds / reach, seconds * reach
+        lower, upper = default_interval(w, seconds)
+        return seconds, float(lower), float(upper)
     found = calibration.predict(w, cluster)
     return float(found.value[0]), float(found.lower[0]), float(found.upper[0])
 
 
-def _spending(
-    config: TrialConfig, cluster: Cluster, num_steps: int, step: float, busy: float
-) -> _Spending:
-    """Return the fields of an estimate that follow from the step: time, money, energy."""
-    threads = config.execution.threads_per_worker if cluster.device.is_cpu else 1
-    devices = config.layout.num_workers * threads
+def spending(
+    cluster: Cluster, num_devices: int, start: float, num_steps: int, step: float, busy: float
+) -> Spending:
+    """Return what a training spends.
+
+    Args:
+        cluster: Its prices, power and goodput.
+        num_devices: Devices that are charged.
+        start: Seconds before the first step.
+        num_steps: Steps of the training.
+        step: Seconds of one.
+        busy: Share of a step in which a device computes.
+    """
     train = num_steps * step / cluster.goodput
-    start = startup_seconds(
-        cluster.device.is_cpu, config.layout.num_workers, config.execution.compile
-    )
-    device_hours = (start + train) * devices / SECONDS_PER_HOUR
+    device_hours = (start + train) * num_devices / SECONDS_PER_HOUR
     kwh = None
     if cluster.device.power_watts is not None:
         watts = watts_per_device(cluster.device.power_watts, busy)
-        kwh = kwh_of(watts, devices, start + train, cluster.pue)
+        kwh = kwh_of(watts, num_devices, start + train, cluster.pue)
     price = cluster.usd_per_device_hour
     return {
         "startup_seconds": start,
         "train_seconds": train,
-        "num_devices": devices,
+        "num_devices": num_devices,
         "device_hours": device_hours,
         "usd": None if price is None else device_hours * price,
         "kwh": kwh,
@@ -280,10 +288,11 @@ def _assemble(
     per_token = train_flops_per_token(config.model)
     modelled = float(time.total)
     step, lower, upper = _step_interval(w, cluster, calibration, modelled)
-    spending = _spending(config, cluster, num_steps, step, busy_fraction(time))
+    workers, execution = config.layout.num_workers, config.execution
+    devices = workers * (execution.threads_per_worker if cluster.device.is_cpu else 1)
+    start = startup_seconds(cluster.device.is_cpu, workers, execution.compile)
     peak_rate = cluster.device.peak_flops_per_second(config.precision.compute)
-    devices = spending["num_devices"]
-    level, why = _confidence(config, cluster, calibration, w)
+    level, why = confidence(w, cluster, calibration)
     return CostEstimate(
         num_params=count.total,
         num_params_non_embedding=count.non_embedding,
@@ -308,5 +317,5 @@ def _assemble(
         mfu=config.tokens_per_step * per_token / (step * peak_rate * devices),
         confidence=level,
         confidence_reason=why,
-        **spending,
+        **spending(cluster, devices, start, num_steps, step, busy_fraction(time)),
     )

@@ -12,12 +12,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from planner.costs.cluster import Cluster
 from planner.costs.workload import Array, Number, Workload
 
 __all__ = [
     "MemoryConstants",
     "MemoryUse",
     "activation_bytes_per_layer",
+    "default_memory",
     "memory_use",
     "params_per_device",
 ]
@@ -51,6 +53,11 @@ CPU_MEMORY: Final = MemoryConstants(
 """Resident memory of an engine's process: the interpreter with torch and the corpus, and a fifth more than
 the tensors for what the C library's heap keeps between them. Fitted on eight runs of the engine of 0.3 to
 1.4 GB; the fifth is 10 to 80 % from one configuration to another, which only a trace can tell."""
+
+
+def default_memory(cluster: Cluster) -> MemoryConstants:
+    """Return the constants of a cluster on which nothing was measured."""
+    return CPU_MEMORY if cluster.device.is_cpu else GPU_MEMORY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -6,16 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from planner.costs.candidates import LayoutProblem
 from planner.costs.cluster import Cluster
-from planner.costs.energy import kwh_of, watts_per_device
-from planner.costs.estimates import startup_seconds
+from planner.costs.estimates import confidence, spending, startup_seconds
 from planner.costs.flops import MFU_CONVENTION, shape_flops_per_token
-from planner.costs.layouts import LayoutChoice, LayoutProblem, LayoutSearch, search_layouts
+from planner.costs.layouts import LayoutChoice, LayoutSearch, search_layouts
 from planner.costs.params import ParamCount, count_shape_params
 from planner.costs.shapes import ModelShape
-from planner.costs.speed import NORMAL_90, default_log_sigma
+from planner.costs.speed import default_interval
 from planner.errors import ConfigError
-from planner.units import SECONDS_PER_HOUR
 
 if TYPE_CHECKING:
     from planner.costs.calibration import Calibration
@@ -102,29 +101,9 @@ def _binds(best: LayoutChoice, cluster: Cluster) -> str:
     return f"{most}; memory {filled:.0%} full" if filled > 0.9 else most
 
 
-def _confidence(
-    shape: ModelShape, cluster: Cluster, best: LayoutChoice, calibration: Calibration | None
-) -> tuple[str, str]:
-    weak = list(calibration.warnings(best.workload)) if calibration else []
-    marks = {
-        "routing of experts is modelled as balanced": shape.num_experts > 0,
-        "context parallelism is modelled without overlap": best.context_parallel > 1,
-        "the gain of fp8 varies by kernel": best.precision == "fp8",
-        "TPU speed is not validated": cluster.device.is_tpu,
-        "the speed of a CPU core is a default": cluster.device.is_cpu and calibration is None,
-        f"the catalogue's row of {cluster.device.name} is recalled": (
-            cluster.device.confidence == "recalled" and not cluster.device.is_cpu
-        ),
-        "sharding over more than 512 devices was slower than modelled in old frameworks": (
-            best.zero_stage == 3 and best.shard_parallel > 512
-        ),
-    }
-    weak += [text for text, holds in marks.items() if holds]
-    if weak:
-        return "low", "; ".join(weak)
-    if calibration is not None and calibration.num_trials:
-        return "high", f"calibrated on {calibration.num_trials} trials of this cluster"
-    return "medium", "closed forms with default efficiencies, no measurement on this cluster"
+_WIDE_SHARDING: Final = (
+    "sharding over more than 512 devices was slower than modelled in old frameworks"
+)
 
 
 def _quoted(
@@ -136,21 +115,14 @@ def _quoted(
 ) -> QuotedLayout:
     cluster, w = problem.cluster, layout.workload
     step = layout.step_seconds
-    reach = math.exp(NORMAL_90 * float(default_log_sigma(w).ravel()[0]))
-    lower, upper = step / reach, step * reach
+    lower, upper = (float(x.ravel()[0]) for x in default_interval(w, step))
     if calibration is not None:
         found = calibration.predict(w, cluster)
         step, lower, upper = float(found.value[0]), float(found.lower[0]), float(found.upper[0])
-    train = num_steps * step / cluster.goodput
     start = startup_seconds(cluster.device.is_cpu, cluster.num_devices, problem.compiled)
-    device_hours = (start + train) * cluster.num_devices / SECONDS_PER_HOUR
-    kwh = None
-    if cluster.device.power_watts is not None:
-        names = ("matmul", "attention", "elementwise", "optimizer")
-        busy = sum(layout.step_breakdown_seconds[n] for n in names) / layout.step_seconds
-        watts = watts_per_device(cluster.device.power_watts, busy)
-        kwh = kwh_of(watts, cluster.num_devices, start + train, cluster.pue)
-    price = cluster.usd_per_device_hour
+    names = ("matmul", "attention", "elementwise", "optimizer")
+    busy = sum(layout.step_breakdown_seconds[n] for n in names) / layout.step_seconds
+    spent = spending(cluster, cluster.num_devices, start, num_steps, step, busy)
     tokens = problem.sequences_per_step * problem.shape.sequence_length
     peak = cluster.device.peak_flops_per_second(layout.precision) * cluster.num_devices
     return QuotedLayout(
@@ -158,11 +130,11 @@ def _quoted(
         step_seconds=step,
         step_seconds_lower=lower,
         step_seconds_upper=upper,
-        train_seconds=train,
-        device_hours=device_hours,
-        usd=None if price is None else device_hours * price,
-        kwh=kwh,
-        gco2=None if kwh is None else kwh * cluster.grid_gco2_per_kwh,
+        train_seconds=spent["train_seconds"],
+        device_hours=spent["device_hours"],
+        usd=spent["usd"],
+        kwh=spent["kwh"],
+        gco2=spent["gco2"],
         mfu=tokens * shape_flops_per_token(problem.shape) / (step * peak),
         lost_by=_lost_by(layout, best),
     )
@@ -191,8 +163,9 @@ def quote(
     search = search_layouts(problem, num_best=num_best, calibration=calibration)
     best = search.best[0]
     num_steps = max(1, round(tokens / (problem.sequences_per_step * problem.shape.sequence_length)))
-    level, why = _confidence(problem.shape, problem.cluster, best, calibration)
     cluster = problem.cluster
+    more = (_WIDE_SHARDING,) if best.zero_stage == 3 and best.shard_parallel > 512 else ()
+    level, why = confidence(best.workload, cluster, calibration, *more)
     return Quote(
         count=count_shape_params(problem.shape),
         train_tokens=tokens,

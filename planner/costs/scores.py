@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from planner.costs.flops import shape_flops_per_token
 from planner.costs.memory import GPU_MEMORY, MemoryConstants, memory_use
-from planner.costs.speed import NORMAL_90, default_log_sigma, step_time
+from planner.costs.speed import default_interval, step_time
 from planner.costs.tables import TableRow, UnreadRow
 
 if TYPE_CHECKING:
@@ -69,8 +68,7 @@ def _score(row: TableRow, calibration: Calibration | None) -> RowScore:
     w, cluster = row.workload, row.cluster
     if calibration is None:
         seconds = float(step_time(w, cluster).total)
-        reach = math.exp(NORMAL_90 * float(default_log_sigma(w)))
-        lower, upper = seconds / reach, seconds * reach
+        lower, upper = (float(x) for x in default_interval(w, seconds))
         memory = float(memory_use(w, memory_constants_of(row)).total)
     else:
         found = calibration.predict(w, cluster)

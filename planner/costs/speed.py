@@ -143,6 +143,12 @@ def default_log_sigma(w: Workload) -> Array:
     return np.where(weak, _WEAK * _LOG_SIGMA, _LOG_SIGMA)
 
 
+def default_interval(w: Workload, seconds: Number) -> tuple[Array, Array]:
+    """Return the ends of the 90 % interval of uncalibrated step seconds."""
+    reach = np.exp(NORMAL_90 * default_log_sigma(w))
+    return np.asarray(seconds / reach), np.asarray(seconds * reach)
+
+
 def _passes(w: Workload) -> Array:
     """Return forward-sized passes through a block: 1 forward, 2 backward, and what is recomputed."""
     mode = np.asarray(w.recompute)

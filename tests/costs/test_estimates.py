@@ -11,6 +11,7 @@ from planner.costs import (
 from planner.errors import ConfigError
 from planner.trial import (
     BatchConfig,
+    ExecutionConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelLayout,
@@ -64,6 +65,17 @@ def test_a_layout_larger_than_the_cluster_does_not_fit(h100):
     cost = estimate(trial(data_parallel=128), h100)
     assert not cost.fits
     assert "needs 128 devices, the cluster has 64" in cost.reason
+
+
+def test_more_threads_than_the_clusters_cores_do_not_fit():
+    cores = resolve_cluster(ClusterConfig(devices_per_node=2))
+    two, eight = (
+        estimate(trial().replace(execution=ExecutionConfig(threads_per_worker=n)), cores)
+        for n in (2, 8)
+    )
+    assert "threads" not in (two.reason or "")
+    assert not eight.fits
+    assert "the threads need 8 cores (1 x threads_per_worker=8), the cluster has 2" in eight.reason
 
 
 def test_an_unknown_device_is_a_configuration_error_that_names_the_known_ones():

@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from planner.costs import estimate
-from planner.costs.layouts import LayoutProblem, search_layouts
+from planner.costs.candidates import LayoutProblem
+from planner.costs.layouts import search_layouts
 from planner.costs.memory import memory_use
 from planner.costs.params import count_shape_params
 from planner.costs.shapes import ModelShape, named_shape, named_shapes

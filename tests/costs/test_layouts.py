@@ -3,7 +3,8 @@ import time
 import numpy as np
 import pytest
 
-from planner.costs.layouts import LayoutProblem, enumerate_layouts, search_layouts
+from planner.costs.candidates import LayoutProblem, enumerate_layouts
+from planner.costs.layouts import search_layouts
 from planner.costs.quotes import default_sequences_per_step, quote
 from planner.costs.shapes import decoder_shape, named_shape
 from planner.errors import ConfigError, InfeasibleError

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from planner.costs.calibration import MeasuredTrial, calibrate, uncalibrated
-from planner.costs.layouts import LayoutProblem, search_layouts
+from planner.costs.candidates import LayoutProblem
+from planner.costs.layouts import search_layouts
 from planner.costs.residual import Prior, features, fit_process
 from planner.costs.shapes import named_shape
 from planner.costs.speed import default_efficiency, product_efficiency, step_time
