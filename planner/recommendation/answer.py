@@ -116,7 +116,7 @@ class TunedSetting:
     tried_upper: float | None = None
     num_trials: int = 0
     method: str = "study"
-    """`power law`, `quadratic`, `best trial` or `study` (it was not swept)."""
+    """`law of rate and batch`, `power law`, `quadratic`, `best trial` or `study` (it was not swept)."""
 
     def at(self, num_params: float) -> float:
         """Return the value for a model of this many parameters."""
@@ -188,6 +188,8 @@ class Recommendation:
     table: tuple[Option, ...]
     rejected: Mapping[str, int]
     """Why options are not in the table, with their number."""
+    max_params: int | None = None
+    """The largest model that was asked for, all parameters counted."""
     ranked_by: tuple[str, ...] = RANKED_BY
     planner_version: str = ""
 

@@ -16,7 +16,15 @@ from planner.errors import InfeasibleError
 from planner.recommendation.answer import Option, Recommendation, RunnerUp, TunedSetting, rank
 from planner.recommendation.cautions import Findings, cautions, confidence
 from planner.recommendation.evidence import Evidence, gather_evidence
-from planner.recommendation.options import BREAKS, MIN_STEPS, Table, Terms, build_table, law_params
+from planner.recommendation.options import (
+    BREAKS,
+    MIN_STEPS,
+    Table,
+    Terms,
+    build_table,
+    counted_params,
+    law_params,
+)
 from planner.recommendation.runners import runners_up
 from planner.recommendation.shapes import ladder
 from planner.recommendation.sizing import Sizing, size_at
@@ -98,6 +106,7 @@ def recommend(
         study,
         runners_up=runners_up(choice, options, num_runners_up),
         binding=_binding(choice, settled.table, law, max_params),
+        max_params=max_params,
     )
 
 
@@ -108,6 +117,7 @@ def _answer(
     *,
     runners_up: tuple[RunnerUp, ...],
     binding: tuple[str, ...],
+    max_params: int | None,
 ) -> Recommendation:
     """Return the recommendation that a settled choice amounts to."""
     terms, table, choice, size = settled.terms, settled.table, settled.choice, settled.size
@@ -145,6 +155,7 @@ def _answer(
         law_digest=law_digest(terms.law),
         table=table.options,
         rejected=table.rejected,
+        max_params=max_params,
         planner_version=terms.law.planner_version,
     )
 
@@ -344,11 +355,12 @@ def _binding(
     """Return what holds the choice: its limit, and the cap or the memory if more would be better."""
     held = [choice.binding]
     optimum = optimal_allocation(law, choice.train_flops).num_params
-    if max_params is not None and choice.num_params < optimum:
+    size = counted_params(law, choice)
+    if max_params is not None and size < optimum:
         larger = [row for row in table.options if row.num_params > choice.num_params]
         if not larger:
             held.append("max_params")
-    if any(choice.num_params < size <= optimum for size, _, _ in table.too_large):
+    if any(size < counted_params(law, misfit) <= optimum for misfit in table.too_large):
         held.append("memory")
     return tuple(held)
 
@@ -375,10 +387,11 @@ def _infeasible(table: Table, cluster: Cluster) -> InfeasibleError:
         )
     if not table.too_large:
         return InfeasibleError(f"no layout of the batch has a place on {cluster}.")
-    size, need, have = min(table.too_large, key=lambda item: item[1])
+    least = min(table.too_large, key=lambda misfit: misfit.peak_memory_bytes)
     return InfeasibleError(
         f"nothing fits the memory of {cluster}: the smallest shape "
-        f"({format_count(size)} parameters) needs {format_bytes(need)} per device, usable are "
-        f"{format_bytes(have)}.",
+        f"({format_count(least.num_params)} parameters) needs "
+        f"{format_bytes(least.peak_memory_bytes)} per device, usable are "
+        f"{format_bytes(least.memory_capacity_bytes)}.",
         hint="Smallest change: a device with that much memory, or more devices to shard over.",
     )

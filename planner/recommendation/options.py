@@ -21,7 +21,16 @@ from planner.recommendation.sizing import predict, worth
 from planner.recommendation.speed import speed_ratio
 from planner.trial import ModelConfig, TrialConfig, divisors
 
-__all__ = ["BREAKS", "MIN_STEPS", "Shortfall", "Table", "Terms", "build_table", "law_params"]
+__all__ = [
+    "BREAKS",
+    "MIN_STEPS",
+    "Shortfall",
+    "Table",
+    "Terms",
+    "build_table",
+    "counted_params",
+    "law_params",
+]
 
 MIN_STEPS: Final = 20
 """Fewer optimizer steps are no training: warm-up and decay need some."""
@@ -77,8 +86,8 @@ class Table:
     options: tuple[Option, ...]
     configs: tuple[TrialConfig, ...]
     """Of each option, not yet of its length."""
-    too_large: tuple[tuple[int, float, float], ...]
-    """(num_params, bytes needed, bytes there) of shapes that fit no layout."""
+    too_large: tuple[CostEstimate, ...]
+    """Of shapes that fit no layout."""
     shortfalls: tuple[Shortfall, ...]
     rejected: dict[str, int]
 
@@ -108,8 +117,16 @@ class _Layout:
 def law_params(law: ScalingLaw, model: ModelConfig) -> int:
     """Return the parameters of a model as the law's table counted them."""
     count = count_params(model)
-    is_bare = "non_embedding" in law.columns.get("num_params", "")
-    return count.non_embedding if is_bare else count.total
+    return count.non_embedding if _is_bare(law) else count.total
+
+
+def counted_params(law: ScalingLaw, item: Option | CostEstimate) -> int:
+    """Return the parameters of an option or an estimate as the law's table counted them."""
+    return item.num_params_non_embedding if _is_bare(law) else item.num_params
+
+
+def _is_bare(law: ScalingLaw) -> bool:
+    return "non_embedding" in law.columns.get("num_params", "")
 
 
 def build_table(shapes: Sequence[ModelConfig], terms: Terms) -> Table:
@@ -120,7 +137,7 @@ def build_table(shapes: Sequence[ModelConfig], terms: Terms) -> Table:
     """
     rows: list[Option] = []
     configs: list[TrialConfig] = []
-    too_large: list[tuple[int, float, float]] = []
+    too_large: list[CostEstimate] = []
     shortfalls: list[Shortfall] = []
     rejected: Counter[str] = Counter()
     for model in shapes:
@@ -128,8 +145,7 @@ def build_table(shapes: Sequence[ModelConfig], terms: Terms) -> Table:
             layouts, misfit = _layouts(model, precision, terms)
             rejected["does not fit the memory"] += misfit is not None
             if not layouts and misfit is not None:
-                needs = (misfit.peak_memory_bytes, misfit.memory_capacity_bytes)
-                too_large.append((misfit.num_params, *needs))
+                too_large.append(misfit)
             best = min((layout.balance for layout in layouts), default=0.0)
             for layout in layouts:
                 row = _option(layout, terms, len(rows), layout.balance <= best)

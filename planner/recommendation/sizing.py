@@ -17,6 +17,7 @@ import numpy.typing as npt
 from numpy.typing import ArrayLike
 
 from planner.curves import Prediction, ScalingLaw, optimal_allocation
+from planner.curves.points import FLOPS_PER_PARAM_TOKEN
 from planner.curves.repeated import PUBLISHED_REPETITION, effective_tokens
 
 __all__ = ["Sizing", "point_loss", "predict", "size_at", "worth"]
@@ -44,10 +45,10 @@ class Sizing:
 
 def size_at(law: ScalingLaw, num_params: float, num_tokens: float, level: float) -> Sizing:
     """Return the best size at the compute of a training of this size and length."""
-    compute = 6.0 * num_params * num_tokens
+    compute = FLOPS_PER_PARAM_TOKEN * num_params * num_tokens
     best = optimal_allocation(law, compute, level=level)
     sizes = best.num_params * np.geomspace(1 / _REACH, _REACH, _NUM_POINTS)
-    losses = point_loss(law, sizes, compute / 6.0 / sizes)
+    losses = point_loss(law, sizes, compute / FLOPS_PER_PARAM_TOKEN / sizes)
     least = int(np.argmin(losses))
     shift = best.num_params / float(sizes[least])
     if least in (0, _NUM_POINTS - 1) or not 1 / _FARTHEST <= shift <= _FARTHEST:
@@ -56,7 +57,7 @@ def size_at(law: ScalingLaw, num_params: float, num_tokens: float, level: float)
         num_params=best.num_params,
         lower=best.num_params_lower,
         upper=best.num_params_upper,
-        num_tokens=compute / 6.0 / best.num_params,
+        num_tokens=compute / FLOPS_PER_PARAM_TOKEN / best.num_params,
         shift=shift,
     )
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.curves import ScalingLaw
+from planner.curves.robust import robust_deviation
 from planner.curves.tuning_law import TuningGrid, fit_tuning_law
 from planner.errors import FitError
 from planner.recommendation.answer import TunedSetting
@@ -29,6 +30,8 @@ Array = npt.NDArray[np.float64]
 
 _MIN_ROWS: Final = 6
 _MIN_VALUES: Final = 4
+_MIN_EACH: Final = 3
+"""Rates, and batches, of a sweep of both."""
 _MIN_SIZES: Final = 3
 _NEAR_BEST: Final = 0.10
 """Rows whose log loss is this much above the best of their size are off the parabola's bottom."""
@@ -91,7 +94,7 @@ def swept_settings(
     """
     rates = np.array([config.optimizer.learning_rate for _, config in trials])
     batches = np.array([float(config.tokens_per_step) for _, config in trials])
-    if min(len(np.unique(rates)), len(np.unique(batches)), 3) < 3:
+    if min(len(np.unique(rates)), len(np.unique(batches))) < _MIN_EACH:
         return None
     grid = TuningGrid(
         num_params=np.array(sizes, float),
@@ -106,20 +109,20 @@ def swept_settings(
         return None  # read off one by one, or the best trial's
     best = law.predict(num_params, num_tokens)
 
-    def setting(name: str, row: int, value: float, factor: float, tried: Array) -> TunedSetting:
+    def setting(name: str, row: int, value: float, tried: Array) -> TunedSetting:
+        spread = _spread(float(law.curvature[row, row]))
         return TunedSetting(
             name=name, value=value, at_num_params=num_params,
             exponent=float(law.coefficients[row, 1]) if row == 0 else 0.0,
-            lower=value / factor, upper=value * factor, tried_lower=float(tried.min()),
+            lower=value / spread, upper=value * spread, tried_lower=float(tried.min()),
             tried_upper=float(tried.max()), num_trials=law.num_rows,
             method="law of rate and batch",
         )  # fmt: skip
 
     return (
-        setting("learning_rate", 0, float(best.learning_rate), best.learning_rate_factor, rates),
-        setting("tokens_per_step", 1, float(best.tokens_per_step), best.tokens_per_step_factor,
-                batches),
-    )  # fmt: skip
+        setting("learning_rate", 0, float(best.learning_rate), rates),
+        setting("tokens_per_step", 1, float(best.tokens_per_step), batches),
+    )
 
 
 def tune(name: str, rows: Sequence[Row], best: float) -> TunedSetting:
@@ -173,7 +176,7 @@ def _vertex(name: str, rows: Sequence[Row], values: Sequence[float]) -> TunedSet
     exponent = min(max(exponent, _EXPONENTS[0]), _EXPONENTS[1])
     value = math.exp(at_x - float(coefficients[1]) / (2 * curvature))
     value = min(max(value, values[0]), values[-1])
-    spread = math.exp(math.sqrt(_TOLERANCE / curvature))
+    spread = _spread(curvature)
     return TunedSetting(
         name=name,
         value=value,
@@ -188,6 +191,11 @@ def _vertex(name: str, rows: Sequence[Row], values: Sequence[float]) -> TunedSet
     )
 
 
+def _spread(curvature: float) -> float:
+    """Return the factor by which a setting may be off for the tolerated loss."""
+    return math.exp(math.sqrt(_TOLERANCE / curvature))
+
+
 def _robust_fit(columns: Array, target: Array) -> tuple[Array, Array]:
     """Return Huber coefficients and their standard errors, by reweighted least squares."""
     weights = np.ones_like(target)
@@ -195,7 +203,7 @@ def _robust_fit(columns: Array, target: Array) -> tuple[Array, Array]:
         root = np.sqrt(weights)[:, None]
         coefficients = np.linalg.lstsq(columns * root, target * root[:, 0], rcond=None)[0]
         residual = target - columns @ coefficients
-        scale = 1.345 * max(float(np.median(np.abs(residual))) / 0.6745, 1e-9)
+        scale = 1.345 * max(robust_deviation(residual), 1e-9)
         weights = np.minimum(1.0, scale / np.maximum(np.abs(residual), 1e-12))
     freedom = max(len(target) - columns.shape[1], 1)
     variance = float((weights * residual**2).sum()) / freedom

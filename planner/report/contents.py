@@ -121,7 +121,7 @@ def gather(folder: RunFolder) -> Contents:
 
 
 def _recommendation(folder: RunFolder, results: Results, law: ScalingLaw) -> Recommendation:
-    """Return the run's recommendation; one from another law is made again for its budget."""
+    """Return the run's recommendation; one from another law is made again as it was asked for."""
     study = results.study
     if not folder.recommendation.is_file():
         return recommend(law, study.target_budget, study, results=results)
@@ -135,5 +135,6 @@ def _recommendation(folder: RunFolder, results: Results, law: ScalingLaw) -> Rec
         study,
         results=results,
         cluster=study.cluster if home else parse_cluster(answer.cluster),
+        max_params=answer.max_params,
         level=answer.level,
     )

@@ -183,9 +183,10 @@ def commands(contents: Contents) -> list[str]:
     answer = contents.recommendation
     if answer is not None:
         amounts = ", ".join(f"{value:g} {unit}" for unit, value in answer.budget.items())
+        cap = "" if answer.max_params is None else f" --max-params {answer.max_params}"
         lines.append(
             f"planner recommend {shlex.quote(name)} --budget {shlex.quote(amounts)} "
-            f"--cluster {answer.cluster}"
+            f"--cluster {answer.cluster}{cap}"
         )
     lines.append(f"planner report {shlex.quote(name)}")
     if answer is not None:

@@ -22,7 +22,16 @@ from planner.units import (
     format_usd,
 )
 
-__all__ = ["Table", "coefficients", "runners_up", "trials", "unfinished"]
+__all__ = [
+    "Table",
+    "best_sizes_table",
+    "cell",
+    "coefficients",
+    "runners_up",
+    "settings",
+    "trials",
+    "unfinished",
+]
 
 _MAX_TRIALS: Final = 50
 _ORDER: Final = [

@@ -22,6 +22,8 @@ from planner.recommendation import (
     rank,
     recommend,
 )
+from planner.recommendation.choosing import _binding
+from planner.recommendation.options import Table
 from planner.recommendation.sizing import predict, size_at, worth
 from planner.results import Results, read_results
 from planner.run_folder import RunFolder
@@ -246,6 +248,22 @@ def test_no_model_is_larger_than_the_cap_and_the_cap_is_said_to_bind(
     assert "max_params" in found.binding
     with pytest.raises(InfeasibleError, match="at most 10 parameters"):
         recommend(law, Budget(flops=1e16), results.study, results=results, max_params=10)
+
+
+@pytest.mark.parametrize(
+    ("column", "is_held"), [("num_params", False), ("num_params_non_embedding", True)]
+)
+def test_what_holds_a_size_is_found_in_the_count_of_the_law(
+    column: str, is_held: bool, answer: Recommendation, law: ScalingLaw, results: Results
+) -> None:
+    counted = replace(law, columns={"num_params": column})
+    best = int(optimal_allocation(law, answer.choice.train_flops).num_params)
+    choice = replace(answer.choice, num_params=2 * best, num_params_non_embedding=best // 2)
+    cost = estimate(answer.config, resolve_cluster(results.study.cluster))
+    misfit = replace(cost, num_params=3 * best, num_params_non_embedding=best - 1)
+    table = Table(options=(choice,), configs=(), too_large=(misfit,), shortfalls=(), rejected={})
+    held = _binding(choice, table, counted, 2 * best)
+    assert held[1:] == (("max_params", "memory") if is_held else ())
 
 
 def test_a_budget_in_money_needs_a_price(law: ScalingLaw, results: Results) -> None:

@@ -117,6 +117,10 @@ def test_rate_and_batch_swept_together_follow_the_law_of_both(results: Results) 
     assert rate.exponent < -0.1
     assert batch.value == pytest.approx(16 * 128, rel=0.2)
     assert rate.method == batch.method == "law of rate and batch"
+    for setting, curvature in ((rate, 0.02), (batch, 0.01)):
+        assert setting.lower is not None
+        off = math.log(setting.value / setting.lower)
+        assert curvature * off**2 == pytest.approx(0.0025, rel=0.2)
 
 
 def test_a_sweep_of_the_rate_alone_has_no_law_of_both(results: Results) -> None:

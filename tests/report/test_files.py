@@ -13,6 +13,7 @@ from planner.cli import main
 from planner.recommendation import recommend, run_law
 from planner.report import write_report
 from planner.report.contents import gather
+from planner.report.summary import commands
 from planner.report.tables import trials
 from planner.results import Results, read_results
 from planner.run_folder import RunFolder
@@ -142,7 +143,8 @@ def test_a_law_and_a_recommendation_of_other_rows_are_made_again(
     run_factory: Callable[..., RunFolder],
 ) -> None:
     folder = run_factory()
-    assert main(["recommend", str(folder.path), "--budget", "2e15 flops"]) == 0
+    options = ["--budget", "2e15 flops", "--max-params", "60k"]
+    assert main(["recommend", str(folder.path), *options]) == 0
     before = gather(folder)
     assert before.recommendation is not None
     fewer = tuple(
@@ -156,6 +158,8 @@ def test_a_law_and_a_recommendation_of_other_rows_are_made_again(
     assert after.recommendation is not None
     assert after.law.num_rows == before.law.num_rows - 1
     assert after.recommendation.budget == {"flops": 2e15}
+    assert after.recommendation.choice.num_params <= 60_000
+    assert any(line.endswith("--max-params 60000") for line in commands(after))
     assert after.recommendation.law_digest != before.recommendation.law_digest
 
 
