@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Self, TypeGuard
 
 import numpy as np
 from pydantic import Field, JsonValue, model_validator
@@ -21,7 +21,15 @@ from planner.config import Config, Name, PositiveFloat
 from planner.errors import ConfigError
 from planner.expressions import Expression, lookup
 
-__all__ = ["Distribution", "SearchSpace", "grid_points", "merge", "quasi_random_points"]
+__all__ = [
+    "Distribution",
+    "SearchSpace",
+    "grid_points",
+    "is_number",
+    "merge",
+    "quasi_random_points",
+    "value_at",
+]
 
 Bounds = Annotated[tuple[float, float], Field(strict=False)]
 Point = dict[str, JsonValue]
@@ -112,13 +120,13 @@ class Distribution(Config):
         if self.q is not None:
             value = round(value / self.q) * self.q
         value = float(f"{min(max(value, self.low), self.high):.12g}")
-        return int(value) if self.is_integer else value
+        return round(value) if self.is_integer else value
 
     def contains(self, value: JsonValue) -> bool:
         """Return whether a value belongs to the distribution."""
         if self.choice is not None:
             return value in self.choice
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if not is_number(value):
             return False
         return self.low <= value <= self.high and (not self.is_integer or value == int(value))
 
@@ -204,6 +212,11 @@ class SearchSpace(Config):
         """Return the first constraint that a point breaks, or None."""
         config = merge(base, point)
         return next((c for c in self.constraints if not Expression.parse(c).of(config)), None)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Return whether a value is a number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _overlap(first: str, second: str) -> bool:

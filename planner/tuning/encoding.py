@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from planner.search_space import Distribution, Point, SearchSpace
+from planner.search_space import Distribution, Point, SearchSpace, is_number
 
 __all__ = ["Encoder", "finite_points", "key_of", "position_of"]
 
@@ -85,9 +85,9 @@ class _Number(_Column):
         self._span = ((math.log(high) if is_log else high) - self._low) or 1.0
 
     def position(self, value: JsonValue) -> float:
-        if not _is_number(value):
+        if not is_number(value):
             return _ABSENT
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)
         return ((math.log(number) if self._log else number) - self._low) / self._span
 
 
@@ -126,7 +126,7 @@ def _columns_of(name: str, distribution: Distribution) -> list[_Column]:
 def _columns_of_values(
     name: str, values: Sequence[JsonValue], key: str | None = None
 ) -> list[_Column]:
-    numbers = [float(v) for v in values if _is_number(v)]  # type: ignore[arg-type]
+    numbers = [float(v) for v in values if is_number(v)]
     if len(numbers) == len(values):
         low, high = min(numbers), max(numbers)
         if low == high:
@@ -143,10 +143,6 @@ def _columns_of_values(
     return [_Equals(name, value, key) for value in kept]
 
 
-def _is_number(value: JsonValue) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def position_of(distribution: Distribution, value: JsonValue) -> float:
     """Return the position in [0, 1) at which a distribution has a value, or the nearest to it.
 
@@ -157,9 +153,9 @@ def position_of(distribution: Distribution, value: JsonValue) -> float:
         choice = list(distribution.choice)
         index = choice.index(value) if value in choice else _nearest(choice, value)
         return (index + 0.5) / len(choice)
-    if not _is_number(value):
+    if not is_number(value):
         return _ABSENT
-    number = min(max(float(value), distribution.low), distribution.high)  # type: ignore[arg-type]
+    number = min(max(float(value), distribution.low), distribution.high)
     low, high = distribution.low, distribution.high + distribution.is_integer
     if distribution.is_integer:
         number = min(number + 0.5, high)
@@ -169,9 +165,10 @@ def position_of(distribution: Distribution, value: JsonValue) -> float:
 
 
 def _nearest(choice: Sequence[JsonValue], value: JsonValue) -> int:
-    if not _is_number(value) or not all(map(_is_number, choice)):
+    numbers = [each for each in choice if is_number(each)]
+    if not is_number(value) or len(numbers) < len(choice):
         return 0
-    gaps = [abs(math.log(max(float(c), _EDGE) / max(float(value), _EDGE))) for c in choice]  # type: ignore[arg-type]
+    gaps = [abs(math.log(max(each, _EDGE) / max(value, _EDGE))) for each in numbers]
     return gaps.index(min(gaps))
 
 

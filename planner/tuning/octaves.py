@@ -6,14 +6,13 @@ import math
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from planner.study import SchedulerConfig
-from planner.tuning.records import Decision
+from planner.tuning.records import SAME_FLOPS, Decision
+from planner.tuning.schedulers import rungs_between
 
 __all__ = ["Octaves"]
-
-_SAME: Final = 1e-9
 
 
 class Octaves:
@@ -47,11 +46,7 @@ class Octaves:
         >>> Octaves(SchedulerConfig(name="octaves", grace_fraction=0.1)).rungs(100.0)
         (16.0, 32.0, 64.0)
         """
-        if planned_flops <= 0:
-            return ()
-        first = math.ceil(math.log2(max(1.0, self._grace * planned_flops)) - _SAME)
-        last = math.ceil(math.log2(planned_flops) - _SAME) - 1
-        return tuple(2.0**k for k in range(first, last + 1))
+        return rungs_between(planned_flops, self._grace, 2.0)
 
     def report(
         self, trial: str, point: Mapping[str, Any], planned_flops: float, flops: float, loss: float
@@ -61,7 +56,7 @@ class Octaves:
         self._best[trial] = best
         if flops < 1.0:
             return Decision.CONTINUE
-        reached = math.floor(math.log2(flops) + _SAME)
+        reached = math.floor(math.log2(flops) + SAME_FLOPS)
         if reached <= self._passed.get(trial, -1):
             return Decision.CONTINUE
         passed = self._passed.get(trial, -1)

@@ -17,14 +17,13 @@ from typing import Any, Final
 
 from pydantic import JsonValue
 
-from planner.search_space import Distribution, Point, SearchSpace
+from planner.search_space import Distribution, Point, SearchSpace, is_number
 from planner.study import SchedulerConfig
-from planner.tuning.records import Decision, TrialRecord
+from planner.tuning.records import SAME_FLOPS, Decision, TrialRecord
 
 __all__ = ["Population"]
 
 _FACTORS: Final = (0.8, 1.25)
-_SAME: Final = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,14 +62,14 @@ class Population:
         >>> Population(SchedulerConfig(interval_fraction=0.25), 0).rungs(8.0)
         (2.0, 4.0, 6.0)
         """
-        count = math.ceil(1 / self._interval - _SAME) - 1
+        count = math.ceil(1 / self._interval - SAME_FLOPS) - 1
         return tuple(planned_flops * self._interval * k for k in range(1, count + 1))
 
     def report(
         self, trial: str, point: Mapping[str, Any], planned_flops: float, flops: float, loss: float
     ) -> Decision:
         """Return PAUSE where the trial has come to a new step."""
-        step = sum(flops >= rung * (1 - _SAME) for rung in self.rungs(planned_flops))
+        step = sum(flops >= rung * (1 - SAME_FLOPS) for rung in self.rungs(planned_flops))
         if step <= self._steps.get(trial, 0):
             return Decision.CONTINUE
         self._steps[trial] = step
@@ -124,14 +123,21 @@ class Population:
 
 
 def _moved(distribution: Distribution, value: JsonValue, chance: random.Random) -> JsonValue:
-    """Return a number times 0.8 or 1.25, a neighbour in a list of numbers, or any other choice."""
+    """Return a number times 0.8 or 1.25, a neighbour in a list of numbers, or any other choice.
+
+    What moves in steps, such as a whole number, moves by one step at least.
+    """
     if distribution.choice is None:
-        assert isinstance(value, int | float)  # noqa: S101 -- the space admits nothing else
-        return distribution.settle(value * chance.choice(_FACTORS))
-    values = list(distribution.choice)
-    if all(isinstance(each, int | float) for each in values):
-        values.sort(key=lambda each: float(str(each)))
-        index = values.index(value) + chance.choice((-1, 1))
-        return values[min(max(index, 0), len(values) - 1)]
-    others = [each for each in values if each != value]
+        assert is_number(value)  # noqa: S101 -- the space admits nothing else
+        factor = chance.choice(_FACTORS)
+        step = distribution.q or float(distribution.is_integer)
+        change = value * (factor - 1.0)
+        return distribution.settle(
+            value + (change if abs(change) >= step else math.copysign(step, factor - 1.0))
+        )
+    numbers = sorted(each for each in distribution.choice if is_number(each))
+    if is_number(value) and len(numbers) == len(distribution.choice):
+        index = numbers.index(value) + chance.choice((-1, 1))
+        return numbers[min(max(index, 0), len(numbers) - 1)]
+    others = [each for each in distribution.choice if each != value]
     return chance.choice(others) if others else value

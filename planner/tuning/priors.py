@@ -10,7 +10,7 @@ from typing import Final
 from pydantic import JsonValue
 
 from planner.planning import Candidate
-from planner.search_space import Point
+from planner.search_space import Point, is_number
 from planner.tuning.encoding import key_of
 
 __all__ = ["BATCH", "CURVATURE", "LEARNING_RATE", "LawPrior", "Optimum", "step_law"]
@@ -107,4 +107,4 @@ class LawPrior:
 
 
 def _octaves(value: JsonValue, best: float) -> float:
-    return math.log2(float(value) / best) if isinstance(value, int | float) and value > 0 else 0.0
+    return math.log2(value / best) if is_number(value) and value > 0 else 0.0

@@ -14,7 +14,10 @@ from planner.search_space import Point
 from planner.trial import TrialConfig, TrialResult, TrialState
 from planner.units import SECONDS_PER_HOUR
 
-__all__ = ["MEASURED", "Attempt", "Decision", "TrialRecord"]
+__all__ = ["MEASURED", "SAME_FLOPS", "Attempt", "Decision", "TrialRecord"]
+
+SAME_FLOPS: Final = 1e-9
+"""Relative difference below which two amounts of compute are one."""
 
 
 class Decision(StrEnum):

@@ -14,13 +14,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from planner.study import SchedulerConfig
-from planner.tuning.records import Decision
+from planner.tuning.records import SAME_FLOPS, Decision
 
-__all__ = ["Asha", "Hyperband", "Median", "NoScheduler", "Scheduler", "make_scheduler"]
+__all__ = [
+    "Asha",
+    "Hyperband",
+    "Median",
+    "NoScheduler",
+    "Scheduler",
+    "make_scheduler",
+    "rungs_between",
+]
 
 _MIN_FOR_MEDIAN: Final = 3
-_SAME: Final = 1e-9
-"""Relative difference below which two amounts of compute are one."""
 
 
 class Scheduler(Protocol):
@@ -35,6 +41,16 @@ class Scheduler(Protocol):
     ) -> Decision:
         """Return what a trial does after a report; `loss` is what should be small."""
         ...
+
+
+def rungs_between(planned_flops: float, grace_fraction: float, factor: float) -> tuple[float, ...]:
+    """Return the powers of a factor between a share of a trial's compute and all of it, rising."""
+    if planned_flops <= 0:
+        return ()
+    lowest = max(1.0, grace_fraction * planned_flops)
+    first = math.ceil(math.log(lowest, factor) - SAME_FLOPS)
+    last = math.ceil(math.log(planned_flops, factor) - SAME_FLOPS) - 1
+    return tuple(factor**k for k in range(first, last + 1))
 
 
 class NoScheduler:
@@ -77,12 +93,7 @@ class Asha:
         >>> Asha(SchedulerConfig(name="asha", reduction_factor=2.0)).rungs(100.0)
         (32.0, 64.0)
         """
-        if planned_flops <= 0:
-            return ()
-        lowest = max(1.0, self._grace * planned_flops)
-        first = math.ceil(math.log(lowest, self._factor) - _SAME)
-        last = math.ceil(math.log(planned_flops, self._factor) - _SAME) - 1
-        return tuple(self._factor**k for k in range(first, last + 1))
+        return rungs_between(planned_flops, self._grace, self._factor)
 
     def report(
         self, trial: str, point: Mapping[str, Any], planned_flops: float, flops: float, loss: float
@@ -90,7 +101,7 @@ class Asha:
         """Return STOP at a rung where the trial is not among the best."""
         group = repr([point.get(name) for name in self._within])
         for rung in self.rungs(planned_flops):
-            if flops < rung * (1 - _SAME):
+            if flops < rung * (1 - SAME_FLOPS):
                 break
             key = (group, round(math.log(rung, self._factor)))
             level, ranked = self._losses.setdefault(key, {}), self._ranked.setdefault(key, [])
@@ -112,9 +123,9 @@ class Asha:
 
 
 class Median(Asha):
-    """Stops a trial that is worse at a rung than the median of those that were there before.
+    """Stops a trial that is worse at a rung than the median of all that have reached it, itself too.
 
-    Nobody is stopped before three trials have passed the rung. Source: Golovin et al. 2017 (Google
+    Nobody is stopped before three others have reached the rung. Source: Golovin et al. 2017 (Google
     Vizier), section 3.2, with the loss at a rung in the place of the mean up to it.
     """
 
@@ -123,7 +134,7 @@ class Median(Asha):
     ) -> bool:
         if not math.isfinite(loss):
             return False
-        return len(level) <= _MIN_FOR_MEDIAN or loss <= statistics.median(level.values())
+        return len(level) <= _MIN_FOR_MEDIAN or loss <= statistics.median(ranked)
 
 
 class Hyperband:
@@ -140,7 +151,7 @@ class Hyperband:
     def __init__(self, config: SchedulerConfig, seed: int) -> None:
         factor, grace = config.reduction_factor, config.grace_fraction
         span = -math.log(grace, factor) if 0 < grace < 1 else 1.0
-        last = max(0, math.floor(span))
+        last = max(0, math.floor(span + SAME_FLOPS))
         self._brackets = [
             Asha(config.replace(grace_fraction=min(1.0, grace * factor**s)))
             for s in range(last + 1)

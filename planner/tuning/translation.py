@@ -14,7 +14,7 @@ from optuna.distributions import (
 )
 from pydantic import JsonValue
 
-from planner.search_space import Distribution, Point, SearchSpace
+from planner.search_space import Distribution, Point, SearchSpace, is_number
 
 __all__ = ["Translation"]
 
@@ -66,7 +66,7 @@ class Translation:
 def _numbers(distribution: Distribution) -> list[float]:
     """Return the values of a choice of three numbers or more: neighbours are alike; else none."""
     values = distribution.choice or ()
-    found = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    found = [v for v in values if is_number(v)]
     return found if len(found) == len(values) > 2 else []
 
 

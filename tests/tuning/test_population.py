@@ -81,6 +81,25 @@ def test_a_change_stays_in_the_space_and_is_repeatable(draw: int) -> None:
     assert new == Population(config, seed=1).changed(space, {}, point, "t", draw)
 
 
+def moves(distribution: dict[str, Any], value: Any) -> set[Any]:
+    """Return what copies of one value have instead."""
+    space = SearchSpace.model_validate({"name": "s", "parameters": {"a": distribution}})
+    population = Population(SchedulerConfig(name="pbt", perturb=("a",)), seed=0)
+    return {population.changed(space, {}, {"a": value}, "t", draw)["a"] for draw in range(40)}
+
+
+def test_what_moves_in_steps_moves_by_one_at_least() -> None:
+    assert moves({"randint": (1, 64)}, 1) == {1, 2}
+    assert moves({"lograndint": (1, 64)}, 2) == {1, 3}
+    assert moves({"randint": (1, 64)}, 20) == {16, 25}
+    assert moves({"uniform": (0.0, 1.0), "q": 0.25}, 0.5) == {0.25, 0.75}
+    assert moves({"uniform": (-4.0, 4.0)}, -2.0) == {-2.5, -1.6}
+
+
+def test_true_and_false_are_choices_and_no_numbers() -> None:
+    assert moves({"choice": (True, False)}, True) == {False}
+
+
 @pytest.mark.slow
 def test_weak_members_copy_strong_ones_and_may_change_their_number_of_workers(
     make_study: MakeStudy, tmp_path: Path

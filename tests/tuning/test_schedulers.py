@@ -71,12 +71,37 @@ def test_the_best_so_far_always_passes_and_about_one_in_the_factor_does(
         assert (decision is Decision.CONTINUE) == (rank < kept)
 
 
-def test_median_stops_what_is_worse_than_the_median_of_those_before() -> None:
+def test_median_stops_what_is_worse_than_the_median_of_those_at_the_rung() -> None:
     scheduler = make_scheduler(SchedulerConfig(name="median", reduction_factor=2.0))
     first = [scheduler.report(str(i), {}, 100.0, 32.0, float(i)) for i in range(3)]
     assert first == [Decision.CONTINUE] * 3
     assert scheduler.report("worse", {}, 100.0, 32.0, 9.0) is Decision.STOP
     assert scheduler.report("better", {}, 100.0, 32.0, 0.5) is Decision.CONTINUE
+
+
+def test_a_loss_that_is_not_finite_does_not_move_the_median() -> None:
+    losses = [1.0, 2.0, 3.0, 4.0, math.nan, math.nan]
+    answers = []
+    for told in (losses, [loss for loss in losses if math.isfinite(loss)]):
+        scheduler = make_scheduler(SchedulerConfig(name="median", reduction_factor=2.0))
+        answers.append(
+            [scheduler.report(str(i), {}, 100.0, 32.0, loss) for i, loss in enumerate([*told, 3.5])]
+        )
+    assert answers[0][-1] is answers[1][-1] is Decision.STOP
+
+
+@pytest.mark.parametrize(("factor", "grace"), [(10.0, 0.001), (2.0, 0.125), (5.0, 0.04)])
+def test_hyperband_has_a_bracket_for_every_power_between_its_grace_and_the_end(
+    factor: float, grace: float
+) -> None:
+    config = SchedulerConfig(name="hyperband", reduction_factor=factor, grace_fraction=grace)
+    scheduler = make_scheduler(config)
+    ends = []  # each trial is worse than those before, so its first rung ends it
+    for i in range(1500):
+        rungs = scheduler.rungs(1e9)
+        losses = [scheduler.report(str(i), {}, 1e9, rung, float(i)) for rung in rungs]
+        ends.append(losses.index(Decision.STOP) if Decision.STOP in losses else len(rungs))
+    assert len(set(ends[500:])) == round(-math.log(grace, factor)) + 1
 
 
 def test_hyperband_gives_some_trials_a_longer_grace() -> None:
