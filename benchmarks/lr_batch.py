@@ -10,13 +10,28 @@ to the prediction over the least loss of that grid. Twenty random quarters.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from planner.curves import TuningGrid, fit_tuning_law
+from planner.curves import TuningGrid, fit_tuning_law, read_table
+from planner.errors import ConfigError, PlannerError
 
 SHARE, REPEATS, TOKENS_PER_SEQUENCE = 0.25, 20, 2048
+
+
+def read_grid(path: str) -> pd.DataFrame:
+    """Return the finished runs of a table; where it has no `smooth loss`, its `loss` counts."""
+    table = read_table(Path(path))
+    if "smooth loss" not in table and "loss" in table:
+        table["smooth loss"] = table["loss"]
+    missing = [name for name in ("N", "D", "lr", "bs", "smooth loss") if name not in table]
+    if missing:
+        raise ConfigError(f"{path} lacks the columns {', '.join(missing)}.")
+    if table.N.nunique() < 2:
+        raise ConfigError(f"{path} must have two sizes or more: one is held back.")
+    return table[np.isfinite(table["smooth loss"])]
 
 
 def as_grid(rows: pd.DataFrame) -> TuningGrid:
@@ -42,8 +57,7 @@ def main() -> None:
     """Print the gaps, beside those of the published rule."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True)
-    table = pd.read_csv(parser.parse_args().data)
-    table = table[np.isfinite(table["smooth loss"])]
+    table = read_grid(parser.parse_args().data)
     cells = dict(iter(table.groupby(["N", "D"])))
     published = [
         gap(rows, 1.79 * n**-0.713 * d**0.307, 0.58 * d**0.571) for (n, d), rows in cells.items()
@@ -81,4 +95,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PlannerError as error:
+        raise SystemExit(f"error: {error}") from error

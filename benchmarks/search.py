@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import search_cases as cases
 
+from planner.errors import ConfigError, PlannerError
 from planner.study import SchedulerConfig, SearchConfig, Study
 from planner.trial import TrialState
 from planner.tuning.asking import OptunaSearcher
@@ -327,14 +328,36 @@ def speed(table: CurveTable) -> None:
         print(f"simulator, random + {name:8s} {rate:9.0f} results/s ({len(sweep.trials)} trials)")
 
 
+def as_numbers(column: np.ndarray) -> np.ndarray:
+    """Return a parameter's values as numbers; names are numbered in their order."""
+    try:
+        return column.astype(float)
+    except ValueError:
+        return np.unique(column, return_inverse=True)[1].astype(float)
+
+
 def load(path: Path, seconds_per_point: float) -> list[CurveTable]:
-    """Return the tables of a file."""
-    data = np.load(path)
-    names = [str(name) for name in data["hp_names"]]
-    return [
-        CurveTable(names, values, losses, seconds_per_point)
-        for values, losses in zip(data["hp"], data["valid"], strict=True)
-    ]
+    """Return the tables of a file.
+
+    Raises:
+        ConfigError: The file cannot be read, lacks an array, or holds a table without a result.
+    """
+    try:
+        with np.load(path) as data:
+            names = [str(name) for name in data["hp_names"]]
+            hp, valid = data["hp"], data["valid"]
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(f"{path} must hold hp, hp_names and valid: {error}") from error
+    if hp.ndim != 3 or valid.ndim != 3 or len(hp) != len(valid):
+        raise ConfigError(
+            "a file needs hp[tasks, rows, parameters] and valid[tasks, rows, points]: got "
+            f"{hp.shape} and {valid.shape}."
+        )
+    tables = []
+    for values, losses in zip(hp, valid, strict=True):
+        columns = [as_numbers(column) for column in values.T]
+        tables.append(CurveTable(names, np.stack(columns, axis=1), losses, seconds_per_point))
+    return tables
 
 
 def main() -> None:
@@ -351,18 +374,21 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", help="names of methods; by default all")
     parser.add_argument("--peer-python", default=sys.executable, help="where peers are installed")
     arguments = parser.parse_args()
+    tables = load(arguments.table, arguments.seconds_per_point) if arguments.table else []
     layouts(arguments.seeds)
     smooth(arguments.seeds)
     if arguments.grid:
         grid(arguments.grid, arguments.seeds)
-    if arguments.table is None:
+    if not tables:
         print("\n--table FILE is missing: no learning curves")
         return
-    tables = load(arguments.table, arguments.seconds_per_point)
     wanted = arguments.methods
     compare(tables, [m for m in methods() if not wanted or m.name in wanted], arguments)
     speed(tables[0])
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PlannerError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -32,7 +32,7 @@ class CurveTable:
         seconds_per_point: Simulated seconds between two points of a curve.
 
     Raises:
-        ConfigError: The shapes do not agree.
+        ConfigError: The shapes do not agree, a value is not finite, or no loss is.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class CurveTable:
                 "a table needs values[rows, parameters] and losses[rows, points]: got "
                 f"{len(names)} names, values {values.shape}, losses {losses.shape}."
             )
+        if not (np.isfinite(values).all() and np.isfinite(losses).any()):
+            raise ConfigError("a table needs a finite value of every parameter, and a finite loss.")
         self.names = [_column_name(n, values[:, j]) for j, n in enumerate(names)]
         columns = [_column(values[:, j]) for j in range(len(names))]
         self.values = np.stack(columns, axis=1).astype(float)
