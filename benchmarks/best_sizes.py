@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 
 import pandas as pd
+from arguments import table_file
 
 from planner.curves import best_sizes, fit
 
@@ -19,7 +20,7 @@ from planner.curves import best_sizes, fit
 def main() -> None:
     """Print one table per window of compute."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--points", required=True)
+    parser.add_argument("--points", type=table_file, required=True)
     parser.add_argument("--set", default="gemstones_hot", dest="name")
     arguments = parser.parse_args()
     rows = pd.read_csv(arguments.points)

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from arguments import table_file
 
 from planner.costs import parse_cluster, resolve_cluster
 from planner.costs.calibration import Calibration, calibrate, uncalibrated
@@ -324,9 +325,11 @@ def _without_scored(calibration: list[TableRow], test: list[TableRow]) -> list[T
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--calibrate", type=Path, required=True, help="CSV of rows to fit on.")
     parser.add_argument(
-        "--test", type=Path, required=True, help="CSV of rows to score; may be the same."
+        "--calibrate", type=table_file, required=True, help="CSV of rows to fit on."
+    )
+    parser.add_argument(
+        "--test", type=table_file, required=True, help="CSV of rows to score; may be the same."
     )
     parser.add_argument(
         "--tiny", action="store_true", help="Also score mcore_golden step times (CI models)."

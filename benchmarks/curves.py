@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from arguments import table_file
 from regret import print_regret
 from split_tables import read_loss_table, read_splits
 
@@ -188,8 +189,10 @@ def run_splits(table: pd.DataFrame, splits: pd.DataFrame) -> list[Outcome]:
 def main() -> None:
     """Run every split and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--points", required=True)
-    parser.add_argument("--splits", help="Scored besides those made from the points.")
+    parser.add_argument("--points", type=table_file, required=True)
+    parser.add_argument(
+        "--splits", type=table_file, help="Scored besides those made from the points."
+    )
     parser.add_argument("--no-regret", action="store_true")
     arguments = parser.parse_args()
     table = read_loss_table(arguments.points)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from arguments import table_file
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
@@ -91,7 +92,7 @@ def usual_way(
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--points", required=True)
+    parser.add_argument("--points", type=table_file, required=True)
     parser.add_argument("--set", default="epoch240")
     parser.add_argument("--starts", type=int, default=40)
     parser.add_argument("--peer-python", default=sys.executable, help="Where peers are installed.")

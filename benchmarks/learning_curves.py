@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pandas as pd
+from arguments import table_file
 
 from planner.curves import fit_learning_curve, learning_curve_forms
 
@@ -20,7 +21,7 @@ from planner.curves import fit_learning_curve, learning_curve_forms
 def main() -> None:
     """Print errors per form and the CPU time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", type=table_file, required=True)
     parser.add_argument("--bootstraps", type=int, default=0, help="Behind intervals; 0 is none.")
     arguments = parser.parse_args()
     table, draws = pd.read_csv(arguments.data), arguments.bootstraps

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from arguments import table_file
 
 from planner.curves import TuningGrid, fit_tuning_law, read_table
 from planner.errors import ConfigError, PlannerError
@@ -56,7 +57,7 @@ def gap(cell: pd.DataFrame, rate: float, batch: float) -> float:
 def main() -> None:
     """Print the gaps, beside those of the published rule."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", type=table_file, required=True)
     table = read_grid(parser.parse_args().data)
     cells = dict(iter(table.groupby(["N", "D"])))
     published = [

@@ -15,6 +15,7 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+from arguments import table_file
 from curves import APART, as_points, family_of, make_splits
 from split_tables import read_loss_table, read_splits
 
@@ -73,8 +74,8 @@ def error_of(case: Case, setting: tuple[Pair, ...]) -> float:
 def main() -> None:
     """Print the errors with constants from other families and with those shipped."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--points", required=True)
-    parser.add_argument("--splits", required=True)
+    parser.add_argument("--points", type=table_file, required=True)
+    parser.add_argument("--splits", type=table_file, required=True)
     arguments = parser.parse_args()
     table = read_loss_table(arguments.points)
     splits = pd.concat([read_splits(arguments.splits), make_splits(table)])

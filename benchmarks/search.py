@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import search_cases as cases
+from arguments import table_file
 
 from planner.errors import ConfigError, PlannerError
 from planner.study import SchedulerConfig, SearchConfig, Study
@@ -365,8 +366,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--table", type=Path, help="file with tables of learning curves")
-    parser.add_argument("--grid", type=Path, help="file with losses of learning rates x batches")
+    parser.add_argument("--table", type=table_file, help="file with tables of learning curves")
+    parser.add_argument(
+        "--grid", type=table_file, help="file with losses of learning rates x batches"
+    )
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--hours", type=float, default=4.0)
     parser.add_argument("--workers", type=int, default=8)

@@ -82,7 +82,7 @@ def _of_range(found: Findings) -> Iterator[Caution]:
         yield Caution(
             code="edge_of_space",
             value=row.num_params,
-            message=f"the best size, {format_count(row.num_params)} parameters, lies {side} the "
+            message=f"the recommended size, {format_count(row.num_params)} parameters, lies {side} the "
             f"trained ones ({format_count(low)} to {format_count(high)}): add such a size to "
             f"the search space.",
         )
@@ -90,7 +90,7 @@ def _of_range(found: Findings) -> Iterator[Caution]:
         yield Caution(
             code="edge_of_space",
             value=row.num_params,
-            message=f"the best size, {format_count(row.num_params)} parameters, is at the edge of "
+            message=f"the recommended size, {format_count(row.num_params)} parameters, is at the edge of "
             f"the trained ones: add sizes beyond it to the search space.",
         )
     if found.is_last_shape:
