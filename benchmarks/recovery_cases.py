@@ -113,6 +113,17 @@ def _surface(form: str) -> Case:
     return Case(truth, run)
 
 
+FLAT = {"E": 0.05, "A": 4.0, "B": 9.0, "alpha": 0.06, "beta": 0.08}
+
+
+def _flat(seed: int, num_bootstraps: int) -> Recovered:
+    """Fit a law that is all but flat, on one decade of sizes and tokens."""
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e8, 1e9, 6), np.geomspace(2e9, 2e10, 6)))
+    exact = FLAT["E"] + FLAT["A"] * n ** -FLAT["alpha"] + FLAT["B"] * d ** -FLAT["beta"]
+    points = Points(num_params=n, num_tokens=d, loss=noisy(exact, seed, 0.002))
+    return fit(points, form="chinchilla", num_bootstraps=num_bootstraps, seed=seed).coefficients
+
+
 X = np.geomspace(1e4, 1e8, 40)
 
 
@@ -272,6 +283,7 @@ def _envelope(seed: int, num_bootstraps: int) -> Recovered:
 
 CASES: Mapping[str, Case] = {
     **{form: _surface(form) for form in SURFACE_TRUTHS},
+    "chinchilla, flat": Case(FLAT, _flat),
     "repeated, given law": Case({"R_D": 12.0, "R_N": 6.0}, _repeated),
     **{f"learning curve {form}": _learning_curve(form) for form in LEARNING_CURVES},
     "schedule law": Case(
