@@ -295,13 +295,16 @@ def _gather_layer_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array
 
 
 def _data_seconds(w: Workload, cluster: Cluster, e: Efficiency) -> Array:
-    """Seconds of the gradient reduction over the replicas (once a step)."""
+    """Seconds of the gradient reduction over the workers that hold the same parameters (once a step).
+
+    They are D = d c, for those of a context group see other tokens, over those that share one copy
+    under ZeRO-3.
+    """
     dense, routed = params_per_device(w)
-    sharded = np.asarray(w.zero_stage) >= 3
-    replicas = np.where(sharded, w.data / np.maximum(w.shard, 1.0), w.data)
-    stride = w.tensor * w.context * np.where(sharded, w.shard, 1.0)
-    local = np.where(sharded, (dense + routed) / np.maximum(w.shard, 1.0), dense + routed)
-    once = all_reduce_seconds(local * w.reduce_bytes, replicas, stride, cluster, e.network)
+    shard = np.where(np.asarray(w.zero_stage) >= 3, np.maximum(w.shard, 1.0), 1.0)
+    replicas = np.maximum(w.data * w.context / shard, 1.0)
+    local = (dense + routed) / shard * w.reduce_bytes
+    once = all_reduce_seconds(local, replicas, w.tensor * shard, cluster, e.network)
     return once / w.local_steps
 
 

@@ -72,7 +72,7 @@ class Workload:
     data: Number = 1.0
     """Workers that see different sequences: replicas times shards."""
     shard: Number = 1.0
-    """Workers over which states are sharded, inside `data`."""
+    """Workers over which states are sharded: some or all of `data`, or of data times context."""
     zero_stage: Number = 0.0
     tensor: Number = 1.0
     sequence_parallel: Number = 0.0

@@ -56,13 +56,17 @@ class Timers:
             return nullcontext()
         return around_waits(lambda: self.part("communication"), CHECKPOINT_THREAD)
 
-    def seconds(self) -> dict[str, float]:
-        """Return the seconds of every part so far; waits for a CUDA device."""
+    def settle(self) -> None:
+        """Count what was marked; waits for a CUDA device, whose marks would pile up otherwise."""
         if self._marks:
             torch.cuda.synchronize(self._device)
             for name, first, last in self._marks:
                 self._seconds[name] += first.elapsed_time(last) / 1e3
             self._marks.clear()
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of every part so far; waits for a CUDA device."""
+        self.settle()
         return dict(self._seconds)
 
     def go_on_from(self, seconds: dict[str, float]) -> None:

@@ -229,6 +229,7 @@ class _Run:
             due = any(before < target <= self.sequences for target in targets)
             if due or self.step % _CHECK_STEPS == 0 or self.stopping.first_loss is None:
                 self.stopping.see_training_loss(self._mean_over_workers(loss), self.step)
+                self.meters.timers.settle()  # the host has waited already
             if due and self.stopping.is_running:
                 self.meters.timers.is_running = False
                 self._report(on_metrics)

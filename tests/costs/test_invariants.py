@@ -87,14 +87,29 @@ def test_recomputing_more_never_takes_less_time_or_more_activation_memory(
 
 
 @CHECKED
-@given(LAYOUTS)
+@given(LAYOUTS, st.sampled_from([0, 1, 2, 3]))
 def test_the_parts_of_time_and_memory_are_not_negative_and_sum_to_the_totals(
-    workload_on, cluster_of, layout
+    workload_on, cluster_of, layout, stage
 ):
-    time = step_time(workload_on(**layout), cluster_of("1024xa100-sxm"))
+    shard = layout["data"] * layout["context"]
+    w = workload_on(**layout, shard=shard, zero_stage=stage)
+    time = step_time(w, cluster_of("1024xa100-sxm"))
     parts = [float(getattr(time, name)) for name in type(time).__slots__]
     assert min(parts) >= -1e-9
     assert sum(parts) == pytest.approx(float(time.total))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_gradients_are_reduced_over_the_workers_of_a_context_group_too(
+    workload_on, cluster_of, stage
+):
+    cluster = cluster_of("8xh100-sxm")
+    reductions = [
+        float(step_time(workload_on(**degrees, zero_stage=stage, overlap=0.0), cluster).data)
+        for degrees in ({"data": 8}, {"context": 8}, {"data": 2, "context": 4})
+    ]
+    assert reductions[0] > 0
+    assert reductions == pytest.approx([reductions[0]] * 3)
 
 
 @CHECKED
