@@ -14,6 +14,7 @@ from planner.curves.arrays import FloatArray
 from planner.curves.checks import require_level, require_positive
 from planner.curves.closed_forms import log_optimal_params
 from planner.curves.forms import find_form, predict_surface
+from planner.curves.isoflop import size_of
 from planner.curves.law import ScalingLaw, standard_noise
 from planner.curves.points import FLOPS_PER_PARAM_TOKEN
 from planner.curves.repeated import PUBLISHED_REPETITION, effective_columns, predict_repeated
@@ -256,7 +257,7 @@ def _allocation(
     level: float,
 ) -> Allocation:
     low, high = np.quantile(draws, [0.5 - 0.5 * level, 0.5 + 0.5 * level])
-    sizes = np.exp([center, min(low, center), max(high, center)])
+    sizes = size_of([center, min(low, center), max(high, center)])
     tokens = _affordable_tokens(sizes, flops, limits)
     epochs = 1.0 if limits.unique_tokens is None else max(1.0, tokens[0] / limits.unique_tokens)
     loss = _loss_at(law, sizes[0], tokens[0], limits, level)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import stdtrit
 
 from planner.curves.arrays import FloatArray, IntArray
@@ -23,6 +24,7 @@ __all__ = [
     "fit_size_line",
     "group_values",
     "isoflop_profiles",
+    "size_of",
 ]
 
 BUDGET_TOLERANCE = 0.1
@@ -35,6 +37,9 @@ MIN_BUDGETS = 3
 
 SIZE_WINDOW = 8.0
 """Sizes within this factor of the best one: further out the curve is no parabola."""
+
+FARTHEST_LOG = 300.0
+"""Of a size, on either side: an interval that reaches beyond says nothing, and its end stays a number."""
 
 LEAST_NOISE = 0.02
 """Of log N*: places that happen to lie on a line do not make it certain."""
@@ -82,11 +87,16 @@ class SizeFrontier:
         """Return N* at a budget and its interval, by Student's t."""
         log_size, deviation = self.log_best_params(train_flops)
         half = self._quantile(level) * deviation
-        low, middle, high = np.exp([log_size - half, log_size, log_size + half])
+        low, middle, high = size_of([log_size - half, log_size, log_size + half])
         return float(middle), float(low), float(high)
 
     def _quantile(self, level: float) -> float:
         return float(stdtrit(max(self.num_budgets - 2, 1), 0.5 + 0.5 * level))
+
+
+def size_of(log_size: ArrayLike) -> FloatArray:
+    """Return sizes of their logs, those beyond `FARTHEST_LOG` held there."""
+    return np.asarray(np.exp(np.clip(log_size, -FARTHEST_LOG, FARTHEST_LOG)))
 
 
 def group_values(values: FloatArray, tolerance: float = BUDGET_TOLERANCE) -> IntArray:

@@ -95,7 +95,8 @@ class Backtest:
     num_test: int
     median_error_fraction: float
     expected_error_fraction: float | None = None
-    """Deviation that draws and noise of that fit foretold; only of the leading form."""
+    """Deviation that draws and noise of that fit foretold; only of the first form, in a mixture the
+    anchored one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from planner.curves.closed_forms import log_optimal_params
 from planner.curves.diagnosis import LOOK_AHEAD
 from planner.curves.envelope import fit_envelope
 from planner.curves.forms import find_form
-from planner.curves.isoflop import IsoflopProfile, SizeFrontier, fit_frontier
+from planner.curves.isoflop import IsoflopProfile, SizeFrontier, fit_frontier, size_of
 from planner.curves.law import ScalingLaw
 from planner.curves.points import Points
 from planner.errors import FitError
@@ -139,7 +139,7 @@ def _recommended(law: ScalingLaw, train_flops: float, level: float) -> SizeByMet
 
 def _of_draws(method: str, train_flops: float, log_n: FloatArray, level: float) -> SizeByMethod:
     """Return a row from the log of an estimate, which comes first, and of its draws."""
-    middle, low, high = np.exp(_interval(log_n, level))
+    middle, low, high = size_of(_interval(log_n, level))
     return SizeByMethod(
         method=method,
         train_flops=train_flops,

@@ -71,7 +71,7 @@ def _log_flops(axes: Axes) -> None:
 def _size_classes(sizes: Sequence[int]) -> list[tuple[int, int]]:
     """Return at most eight (least, largest) classes that hold all sizes."""
     distinct = sorted(set(sizes))
-    groups = np.array_split(np.array(distinct), min(len(distinct), len(_CLASSES)))
+    groups = np.array_split(np.array(distinct), max(1, min(len(distinct), len(_CLASSES))))
     return [(int(group[0]), int(group[-1])) for group in groups if len(group)]
 
 

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from planner.curves import (
-    Points,
     ScalingLaw,
     allocation_for_loss,
     best_sizes,
@@ -22,6 +21,7 @@ from planner.curves import (
     suggest,
 )
 from planner.curves.closed_forms import optimal_params
+from planner.curves.repeated import PUBLISHED_REPETITION, predict_repeated
 from planner.errors import ConfigError, FitError
 
 BASE = (1.8, 480.0, 2100.0, 0.35, 0.37)
@@ -197,5 +197,10 @@ def test_repeated_laws_allocate_with_their_own_constants(sweep):
     law = fit(p, form="repeated", num_bootstraps=30)
     a = optimal_allocation(law, 1e21, unique_tokens=2e9)
     assert a.binding == ("data",)
-    assert isinstance(p, Points)
-    assert np.isfinite(a.loss)
+    at = {"num_params": a.num_params, "num_tokens": a.num_tokens, "unique_tokens": 2e9}
+    at = {name: np.array([value]) for name, value in at.items()}
+    own, published = (
+        predict_repeated(np.array([[*BASE, *limits]]), at)[0, 0]
+        for limits in ((5.0, 6.0), PUBLISHED_REPETITION)
+    )
+    assert a.loss == pytest.approx(own, rel=0.1 * abs(published / own - 1))

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from planner.curves import Points, fit, fit_frontier, isoflop_profiles, optimal_allocation
+from planner.curves import (
+    Points,
+    best_sizes,
+    fit,
+    fit_frontier,
+    isoflop_profiles,
+    optimal_allocation,
+)
 from planner.curves.closed_forms import optimal_params
+from planner.curves.isoflop import fit_size_line
 from planner.errors import FitError
 
 BASE = np.array([[1.8, 480.0, 2100.0, 0.35, 0.37]])
@@ -23,6 +33,18 @@ def test_the_frontier_has_the_exponent_of_the_law(isoflop_sweep):
     frontier = fit_frontier(isoflop_profiles(isoflop_sweep(noise=0.001)))
     assert frontier.slope == pytest.approx(0.37 / 0.72, abs=0.06)
     assert frontier.num_budgets == 5
+
+
+def test_a_frontier_that_says_nothing_far_away_says_so_in_finite_numbers(isoflop_sweep):
+    law = fit(isoflop_sweep(), num_bootstraps=30)
+    wild = fit_size_line(np.log([1e18, 1.15e18, 1.3e18]), np.log([1e7, 3e9, 2e7]))
+    rows = {
+        row.method: row
+        for row in best_sizes(dataclasses.replace(law, frontiers={"isoflop": wild}), 1e22)
+    }
+    low, high = rows["isoflop"].num_params_lower, rows["isoflop"].num_params_upper
+    assert 0 < low < 1e-30
+    assert 1e60 < high < np.inf
 
 
 def test_the_frontier_grows_less_sure_with_distance(isoflop_sweep):

@@ -163,6 +163,21 @@ def test_a_law_and_a_recommendation_of_other_rows_are_made_again(
     assert after.recommendation.law_digest != before.recommendation.law_digest
 
 
+def test_a_run_whose_trials_were_all_stopped_early_is_drawn(
+    run_factory: Callable[..., RunFolder],
+) -> None:
+    folder = run_factory(fitted=False)
+    results = read_results(folder)
+    early = tuple(
+        replace(t, state=TrialState.STOPPED) if t.state is TrialState.COMPLETED else t
+        for t in results.trials
+    )
+    replace(results, trials=early).write()
+    page = write_report(folder).read_text()
+    assert "There is no recommendation" in page
+    assert "Validation loss of" in page
+
+
 def test_a_run_in_which_nothing_completed_has_a_report(
     run_factory: Callable[..., RunFolder],
 ) -> None:
