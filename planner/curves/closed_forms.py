@@ -38,8 +38,9 @@ def optimal_params(params: FloatArray, train_flops: float) -> FloatArray:
 def log_optimal_params(params: FloatArray, train_flops: float) -> FloatArray:
     """Return the log of `optimal_params`: not finite where a term vanished or does not fall."""
     a, b, alpha, beta = params.T[1:5]
+    # A and B of a steep draw reach 1e308: their products would overflow, their logs do not.
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_g = np.log(alpha * a / (beta * b)) / (alpha + beta)
+        log_g = (np.log(alpha / beta) + np.log(a) - np.log(b)) / (alpha + beta)
         exponent = beta / (alpha + beta)
         return np.asarray(log_g + exponent * np.log(train_flops / FLOPS_PER_PARAM_TOKEN))
 

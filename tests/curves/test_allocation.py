@@ -204,3 +204,10 @@ def test_repeated_laws_allocate_with_their_own_constants(sweep):
         for limits in ((5.0, 6.0), PUBLISHED_REPETITION)
     )
     assert a.loss == pytest.approx(own, rel=0.1 * abs(published / own - 1))
+
+
+def test_terms_as_large_as_a_number_can_be_have_a_best_size():
+    steep = (0.1, 1.5e308, 1e308, 1.3, 1.2)
+    found = optimal_params(np.array([steep]), 1e21)[0]
+    ratio = (1.3 * 1.5 / 1.2) ** (1 / 2.5)
+    assert found == pytest.approx(ratio * (1e21 / 6) ** (1.2 / 2.5))
