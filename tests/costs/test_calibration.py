@@ -7,7 +7,7 @@ from planner.costs import ClusterConfig, estimate, resolve_cluster
 from planner.costs.calibration import MeasuredTrial, calibrate, uncalibrated
 from planner.costs.measured import calibrate_on_runs, measured_trial
 from planner.costs.memory import GPU_MEMORY, memory_use
-from planner.costs.speed import Efficiency, default_efficiency, step_time
+from planner.costs.speed import Efficiency, step_time
 from planner.costs.workload import concatenate
 from planner.trial import (
     BatchConfig,
@@ -114,12 +114,6 @@ def test_a_prediction_outside_of_what_the_trials_span_says_so(variety, workload_
     notes = " ".join(calibration.warnings(workload_on(recompute=2.0, data=512.0)))
     assert "recompute modes" in notes
     assert "numbers of devices" in notes
-
-
-def test_another_clusters_launch_constant_is_never_carried_over(variety, cluster_of):
-    calibrate(measured(variety, cluster_of("8xh100-sxm")))
-    other = uncalibrated(cluster_of("8xa100-sxm"))
-    assert other.efficiency == default_efficiency(cluster_of("8xa100-sxm"))
 
 
 def test_measured_memory_corrects_the_estimate(variety, cluster_of):

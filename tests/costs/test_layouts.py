@@ -1,5 +1,3 @@
-import time
-
 import numpy as np
 import pytest
 
@@ -68,12 +66,9 @@ def test_a_precision_that_the_device_lacks_is_refused(cluster_of):
         search_layouts(problem(cluster_of("8xa100-sxm"), precisions=("fp8",)))
 
 
-def test_a_70b_model_on_1024_devices_is_searched_within_a_second_of_cpu_time(cluster_of):
+def test_a_70b_model_on_1024_devices_has_tens_of_thousands_of_candidates(cluster_of):
     wanted = problem(cluster_of("1024xh100-sxm"), "llama-3-70b", 2048, precisions=("bf16", "fp8"))
-    start = time.process_time()
-    found = search_layouts(wanted)
-    print(f"{found.num_candidates} candidates in {time.process_time() - start:.3f} CPU seconds")
-    assert found.num_candidates > 50_000
+    assert search_layouts(wanted).num_candidates > 50_000
 
 
 def test_a_quote_scales_with_tokens_and_states_price_energy_and_weakness(cluster_of):

@@ -143,6 +143,56 @@ def make_stepper() -> Callable[[TrialConfig], Any]:
 
 
 @pytest.fixture(scope="session")
+def peak_bytes() -> Callable[[Callable[[], Any]], int]:
+    """A function that returns the most that a call holds beside what there was, by torch's profiler."""
+
+    def measure(call: Callable[[], Any]) -> int:
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            call()
+        events = profiler.profiler.kineto_results.events()
+        held = peak = 0
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            if event.name() == "[memory]":
+                held += event.nbytes()
+                peak = max(peak, held)
+        return peak
+
+    return measure
+
+
+class Zeros:
+    """Batches of zeros: memory does not depend on the tokens."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def training(self, first_sample: int, num_sequences: int) -> tuple[Any, Any]:
+        """Return inputs and targets."""
+        import torch
+
+        tokens = torch.zeros((num_sequences, self.length), dtype=torch.int64)
+        return tokens, tokens.clone()
+
+
+@pytest.fixture(scope="session")
+def blank_stepper() -> Callable[[TrialConfig], Any]:
+    """A function that returns the stepper of a trial of one worker on batches of zeros."""
+
+    def make(config: TrialConfig) -> Any:
+        import torch
+
+        from planner.engine.parallel.workers import Workers
+        from planner.engine.step import Stepper
+
+        workers = Workers(rank=0, world_size=1, device=torch.device("cpu"))
+        return Stepper(config, workers, Zeros(config.model.sequence_length))
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def bars() -> Callable[..., tuple[Any, Any]]:
     """A function that returns noisy images of one bar each; the class is its direction."""
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from planner.engine import corpus_entropy, train
 from planner.engine.data.corpus import load_corpus
-from planner.engine.data.documents import _first_wrong_byte
+from planner.engine.data.documents import _first_wrong_byte, list_documents
 from planner.engine.data.order import WindowOrder, even_starts, permute
 from planner.engine.data.windows import Windows
 from planner.engine.parallel.groups import Groups
 from planner.engine.tasks import NextToken
 from planner.errors import ConfigError
-from planner.trial import DataConfig
+from planner.trial import DataConfig, SourceConfig
 
 
 @given(st.integers(1, 400), st.integers(0, 2**64 - 1))
@@ -78,9 +78,11 @@ def test_the_default_corpus_is_real_text_without_tests():
     corpus = load_corpus(DataConfig())
     assert len(corpus.train) > 5e6
     assert 0.05 < len(corpus.validation) / (len(corpus.train) + len(corpus.validation)) < 0.15
-    text = bytes(corpus.train)
-    assert b"def " in text
-    assert b"import unittest.mock as mock_that_no_file_holds" not in text
+    assert b"def " in bytes(corpus.train)
+    files = list_documents(DataConfig(), SourceConfig(corpus="python-stdlib")).files
+    folders = {part for file in files for part in file.parts[:-1]}
+    assert "unittest" in folders
+    assert not folders & {"test", "tests", "idle_test", "site-packages", "__pycache__"}
 
 
 def test_a_folder_is_split_by_document_and_drops_exact_duplicates(tmp_path):

@@ -32,20 +32,16 @@ def test_a_chunked_loss_gives_the_same_loss_and_gradients(make_stepper, small):
         assert torch.allclose(found[name], gradient, atol=1e-6), name
 
 
-def peak_bytes(make_stepper, config):
-    """Return the most that one forward and backward pass holds beside what it began with."""
-    stepper = make_stepper(config)
-    stepper.step(0, config.batch.sequences_per_step, 0.5)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        stepper._accumulate(0, config.num_micro_batches)
-    held = peak = 0
-    events = profile.profiler.kineto_results.events()
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
+@pytest.fixture
+def pass_bytes(blank_stepper, peak_bytes):
+    """A function that returns the most that a pass holds after a first step."""
+
+    def measure(config):
+        stepper = blank_stepper(config)
+        stepper.step(0, config.batch.sequences_per_step, 0.5)
+        return peak_bytes(lambda: stepper._accumulate(0, config.num_micro_batches))
+
+    return measure
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +57,18 @@ def wide(small):
     return make
 
 
-def test_each_kind_of_recomputation_holds_less_than_the_one_before(wide, make_stepper):
+def test_each_kind_of_recomputation_holds_less_than_the_one_before(wide, pass_bytes):
     none, selective, full = (
-        peak_bytes(make_stepper, wide(activation_checkpointing=mode, chunked_loss=True))
+        pass_bytes(wide(activation_checkpointing=mode, chunked_loss=True))
         for mode in ("none", "selective", "full")
     )
     assert full < 0.6 * none
     assert full < selective < none
 
 
-def test_a_chunked_loss_never_holds_the_logits(wide, make_stepper):
+def test_a_chunked_loss_never_holds_the_logits(wide, pass_bytes):
     logits_bytes = 8 * 128 * 2048 * 4
-    saved = peak_bytes(make_stepper, wide()) - peak_bytes(make_stepper, wide(chunked_loss=True))
+    saved = pass_bytes(wide()) - pass_bytes(wide(chunked_loss=True))
     assert saved > 0.5 * logits_bytes
 
 

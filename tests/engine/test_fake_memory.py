@@ -11,12 +11,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 from torch.distributed.device_mesh import DeviceMesh
-from torch.profiler import ProfilerActivity, profile
 
 from planner.costs import ClusterConfig, estimate, resolve_cluster, tracing
 from planner.engine.heap import Heap
-from planner.engine.parallel.workers import Workers
-from planner.engine.step import Stepper
 from planner.trial import (
     BatchConfig,
     ExecutionConfig,
@@ -51,33 +48,19 @@ def trace_memory(config):
     return _TRACED[key]
 
 
-class Zeros:
-    """Batches of zeros: memory does not depend on the tokens."""
+@pytest.fixture
+def measured_peak_bytes(blank_stepper, peak_bytes):
+    """A function that returns the largest sum of living tensors in a second step, states included."""
 
-    validation_starts = ()
-
-    def training(self, first_sample, num_sequences):
-        shape = (num_sequences, MODEL.sequence_length)
-        return torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-
-
-def measured_peak_bytes(config):
-    """Return the largest sum of living tensors in a second step, states included."""
-    workers = Workers(rank=0, world_size=1, device=torch.device("cpu"))
-    stepper = Stepper(config, workers, Zeros())
-    stepper.step(0, 8, 0.5)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    def measure(config):
+        stepper = blank_stepper(config)
         stepper.step(0, 8, 0.5)
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    alive = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        alive += event.nbytes()
-        peak = max(peak, alive)
-    states = sum(
-        value.nbytes for state in stepper.optimizer.state.values()
-        for value in state.values() if torch.is_tensor(value)
-    )  # fmt: skip
-    return peak + states + sum(p.nbytes for _, p in stepper.named)
+        peak = peak_bytes(lambda: stepper.step(0, 8, 0.5))
+        states = [v for state in stepper.optimizer.state.values() for v in state.values()]
+        own = sum(value.nbytes for value in states if torch.is_tensor(value))
+        return peak + own + sum(p.nbytes for _, p in stepper.named)
+
+    return measure
 
 
 @pytest.mark.slow
@@ -89,7 +72,7 @@ def measured_peak_bytes(config):
     ],
     ids=["whole batch", "recomputed in micro-batches in bf16"],
 )
-def test_traced_tensors_are_within_5_percent_of_the_profilers_peak(config):
+def test_traced_tensors_are_within_5_percent_of_the_profilers_peak(config, measured_peak_bytes):
     traced = trace_memory(config)
     measured = measured_peak_bytes(config)
     print(f"traced {traced.tensor_bytes:.0f}, measured {measured:.0f}")

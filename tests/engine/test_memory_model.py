@@ -3,15 +3,11 @@
 from dataclasses import replace
 
 import pytest
-import torch
-from torch.profiler import ProfilerActivity, profile
 
 from planner.costs import ClusterConfig, resolve_cluster
 from planner.costs.estimates import device_peaks
 from planner.costs.memory import MemoryConstants, memory_use
 from planner.costs.workload import workload_of
-from planner.engine.parallel.workers import Workers
-from planner.engine.step import Stepper
 from planner.trial import TrialConfig
 
 SETTINGS = {
@@ -35,19 +31,6 @@ SETTINGS = {
 }  # fmt: skip
 
 
-class Zeros:
-    """Batches of zeros: memory does not depend on the tokens."""
-
-    validation_starts = ()
-
-    def __init__(self, length):
-        self.length = length
-
-    def training(self, first_sample, num_sequences):
-        tokens = torch.zeros((num_sequences, self.length), dtype=torch.int64)
-        return tokens, tokens.clone()
-
-
 def trial(settings):
     base = {
         "model": {"num_layers": 4, "d_model": 64, "num_heads": 4, "sequence_length": 128,
@@ -58,19 +41,15 @@ def trial(settings):
     return TrialConfig.model_validate(merged)
 
 
-def measured_held_bytes(config):
-    """Return the most that a forward and backward pass holds beside parameters and states."""
-    workers = Workers(rank=0, world_size=1, device=torch.device("cpu"))
-    stepper = Stepper(config, workers, Zeros(config.model.sequence_length))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        stepper._accumulate(0, config.num_micro_batches)
-    held = peak = 0
-    events = profiler.profiler.kineto_results.events()
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak
+@pytest.fixture(scope="module")
+def measured_held_bytes(blank_stepper, peak_bytes):
+    """A function that returns the most that a pass holds beside parameters and states."""
+
+    def measure(config):
+        stepper = blank_stepper(config)
+        return peak_bytes(lambda: stepper._accumulate(0, config.num_micro_batches))
+
+    return measure
 
 
 def modelled_held_bytes(config):
@@ -81,13 +60,15 @@ def modelled_held_bytes(config):
 
 
 @pytest.fixture(scope="module")
-def plain():
+def plain(measured_held_bytes):
     config = trial({})
     return measured_held_bytes(config), modelled_held_bytes(config)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_setting_changes_the_peak_by_the_factor_that_the_cost_model_says(name, plain):
+def test_a_setting_changes_the_peak_by_the_factor_that_the_cost_model_says(
+    name, plain, measured_held_bytes
+):
     config = trial(SETTINGS[name])
     measured, modelled = measured_held_bytes(config), modelled_held_bytes(config)
     print(f"{name}: measured {measured / 1e6:.2f} MB, modelled {modelled / 1e6:.2f} MB")
