@@ -186,6 +186,12 @@ class SearchSpace(Config):
                     )
         return self
 
+    @property
+    def num_points(self) -> float:
+        """Points of the space at most, conditions and constraints left aside; infinite or whole."""
+        counts = [each.num_values() for each in self.parameters.values()]
+        return math.prod([math.inf if count is None else count for count in counts])
+
     def point(self, positions: Mapping[str, float], base: Mapping[str, Any]) -> Point:
         """Return the point at a position in [0, 1) of each parameter, conditions applied."""
         return self.active(

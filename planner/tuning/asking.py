@@ -7,7 +7,6 @@ infrastructure is never told; a stopped trial is told as pruned, with its losses
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -55,7 +54,10 @@ class OptunaSearcher:
         self._study = optuna.create_study(directions=["minimize"] * self._num_objectives)
         self._asked: dict[str, optuna.Trial] = {}
         self._step: dict[str, int] = {}
-        self._worst = [0.0] * self._num_objectives
+        self._worst: list[float] = []
+        """Worst costs so far, objective by objective; empty before any are known."""
+        self._unrated: list[tuple[optuna.Trial, Sequence[float]]] = []
+        """Bad trials that wait for costs to be worse than."""
         self._points: list[Point] = []
         self._num_asked = 0
         constraints = {CAN_RUN: 0.0} | {str(c): 0.0 for c in study.constraints}
@@ -63,10 +65,11 @@ class OptunaSearcher:
             self._study.add_trial(
                 self._translation.finished(each.point, each.costs, constraints=constraints)
             )
+            self._learn(each.costs)
 
     def propose(self, trial: str) -> Point | None:
         """Return the point that the model likes best, a new one where it can; None at the end."""
-        if len(self._points) >= self._num_points:
+        if len(self._points) >= self._theirs.search_space.num_points:
             return None
         for attempt in range(_MAX_REPEATS + 1):
             asked, point = self._ask()
@@ -82,12 +85,6 @@ class OptunaSearcher:
         self._num_asked += 1
         asked = self._study.ask()
         return asked, self._translation.ask(asked)
-
-    @property
-    def _num_points(self) -> float:
-        """Points of the space, where it has an end."""
-        parameters = self._theirs.search_space.parameters.values()
-        return math.prod([len(each.choice) if each.choice else math.inf for each in parameters])
 
     def report(self, trial: str, fidelity: float, loss: float) -> None:
         """Note the loss at a fidelity."""
@@ -107,20 +104,36 @@ class OptunaSearcher:
         if costs is None and self._num_objectives == 1 and outcome.loss is not None:
             costs = (outcome.loss,)
         is_impossible = outcome.state in (TrialState.INFEASIBLE, TrialState.OUT_OF_MEMORY)
-        if is_impossible or outcome.state is TrialState.DIVERGED:
-            self._constrain(asked, float(is_impossible), outcome.violations)
-            self._study.tell(asked, self._bad())
+        if is_impossible and self._kind != "cmaes":
+            self._tell_bad(asked, 1.0, outcome.violations)
+        elif is_impossible or outcome.state is TrialState.DIVERGED:
+            self._unrated.append((asked, outcome.violations))
         elif costs is None:
             self._study.tell(asked, state=OptunaState.FAIL)
         elif not outcome.is_allowed and self._kind == "cmaes":
-            self._study.tell(asked, self._bad())
+            self._unrated.append((asked, outcome.violations))
         else:
             self._constrain(asked, 0.0, outcome.violations)
-            self._worst = [max(pair) for pair in zip(self._worst, costs, strict=True)]
+            self._learn(costs)
             if outcome.state is TrialState.STOPPED and self._num_objectives == 1:
                 self._study.tell(asked, state=OptunaState.PRUNED)
             else:
                 self._study.tell(asked, list(costs))
+        if self._worst:
+            for bad, violations in self._unrated:
+                self._tell_bad(bad, 0.0, violations)
+            self._unrated.clear()
+
+    def _learn(self, costs: Sequence[float]) -> None:
+        self._worst = [max(pair) for pair in zip(self._worst or costs, costs, strict=True)]
+
+    def _tell_bad(
+        self, asked: optuna.Trial, cannot_run: float, violations: Sequence[float]
+    ) -> None:
+        """Tell costs that are worse than any that were seen, at an ordinary distance."""
+        self._constrain(asked, cannot_run, violations)
+        worst = self._worst or [0.0] * self._num_objectives
+        self._study.tell(asked, [cost + 1.0 for cost in worst])
 
     def _constrain(
         self, asked: optuna.Trial, cannot_run: float, violations: Sequence[float]
@@ -135,7 +148,3 @@ class OptunaSearcher:
         asked.set_constraint(CAN_RUN, cannot_run)
         for i, constraint in enumerate(self._theirs.constraints):
             asked.set_constraint(str(constraint), violations[i] if violations else 0.0)
-
-    def _bad(self) -> list[float]:
-        """Return costs that are worse than any that were seen, at an ordinary distance."""
-        return [worst + 1.0 for worst in self._worst]

@@ -65,9 +65,7 @@ class BohbSearcher:
 
     def propose(self, trial: str) -> Point | None:
         """Return the next point, a new one where it can; None where a finite space has no more."""
-        parameters = self._theirs.search_space.parameters.values()
-        size = math.prod([len(each.choice) if each.choice else math.inf for each in parameters])
-        if len(self._points) >= size:
+        if len(self._points) >= self._theirs.search_space.num_points:
             return None
         known = list(self._points.values())
         for _ in range(_MAX_REPEATS):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -80,7 +81,7 @@ class OpenPool:
         self._space, self._base, self._encoder = space, base, encoder
         self._names = list(space.parameters)
         self._seen: set[str] = set()
-        self._may_repeat = all(d.num_values() is not None for d in space.parameters.values())
+        self._may_repeat = math.isfinite(space.num_points)
 
     def draw(self, rng: np.random.Generator, near: Iterable[Point]) -> Candidates | None:
         """Return random points, and points a random step away from those in `near`."""

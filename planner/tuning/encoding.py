@@ -174,11 +174,8 @@ def _nearest(choice: Sequence[JsonValue], value: JsonValue) -> int:
 
 def finite_points(space: SearchSpace, base: Mapping[str, Any], most: int) -> list[Point] | None:
     """Return every point of a space, or None if there are more than `most` or infinitely many."""
-    count = 1
-    for distribution in space.parameters.values():
-        values = distribution.num_values()
-        if values is None or (count := count * values) > most:
-            return None
+    if space.num_points > most:
+        return None
     lists = [distribution.values() for distribution in space.parameters.values()]
     points: Iterable[Point] = (
         space.active(dict(zip(space.parameters, values, strict=True)), base)

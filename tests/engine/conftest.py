@@ -78,7 +78,7 @@ def gang(tmp_path_factory: pytest.TempPathFactory) -> Gang:
 def _run_in_gang(
     orders: list[dict[str, Any]], world_size: int, folder: Path, seconds: float
 ) -> list[Outcome]:
-    """Return what rank 0 says of each order: `reports` and `result`, or `error`.
+    """Return what rank 0 says of each order: `reports` and `result`.
 
     `states` are those of all ranks.
     """
@@ -106,11 +106,10 @@ def _run_in_gang(
             error.close()
     said: list[list[Outcome]] = []
     for rank in range(world_size):
-        out = folder / f"out.{rank}.json"
-        assert out.exists(), (folder / f"stderr-{rank}").read_text()[-3000:]
-        said.append(json.loads(out.read_text()))
-    for outcome, *all_ranks in zip(said[0], *said, strict=False):
-        outcome["states"] = [one.get("result", {}).get("state") for one in all_ranks]
+        assert workers[rank].returncode == 0, (folder / f"stderr-{rank}").read_text()[-3000:]
+        said.append(json.loads((folder / f"out.{rank}.json").read_text()))
+    for outcome, *all_ranks in zip(said[0], *said, strict=True):
+        outcome["states"] = [one["result"]["state"] for one in all_ranks]
     return said[0]
 
 
@@ -119,7 +118,6 @@ def losses() -> Callable[[Outcome], list[float]]:
     """A function that returns the training and validation losses of every report."""
 
     def read(outcome: Outcome) -> list[float]:
-        assert "error" not in outcome, outcome["error"]
         return [report[key] for report in outcome["reports"] for key in ("train_loss", "val_loss")]
 
     return read

@@ -5,7 +5,6 @@ import resource
 import shutil
 import sys
 import time
-import traceback
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,15 +48,9 @@ def main() -> None:
     outcomes = []
     for order in json.loads(orders_path.read_text()):
         start = time.process_time()
-        try:
-            outcomes.append(carry_out(order, rank))
-        except Exception:
-            traceback.print_exc()
-            outcomes.append({"error": traceback.format_exc()})
+        outcomes.append(carry_out(order, rank))
         outcomes[-1]["cpu_seconds"] = time.process_time() - start
         out_path.with_suffix(f".{rank}.json").write_text(json.dumps(outcomes))
-        if "error" in outcomes[-1]:
-            break
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from planner.errors import ConfigError
+from planner.search_space import quasi_random_points
 from planner.study import Study
 from planner.trial import TrialState
 from planner.tuning.asking import OptunaSearcher
 from planner.tuning.samplers import kind_of
-from planner.tuning.searchers import Outcome
+from planner.tuning.searchers import Earlier, Outcome
 
 MakeStudy = Callable[..., Study]
 
@@ -115,6 +116,38 @@ def test_out_of_memory_told_as_a_constraint_wastes_few_trials(make_study: MakeSt
     told = [wasted(make_study, seed, True) for seed in range(5)]
     as_failures = [wasted(make_study, seed, False) for seed in range(5)]
     assert sorted(told)[2] < sorted(as_failures)[2]
+
+
+@pytest.mark.parametrize("algorithm", ["bayesian", "cmaes", "evolution"])
+@pytest.mark.parametrize("state", [TrialState.DIVERGED, TrialState.OUT_OF_MEMORY])
+def test_a_trial_that_ends_badly_before_any_loss_is_known_is_not_taken_for_the_best(
+    make_study: MakeStudy, algorithm: str, state: TrialState
+) -> None:
+    searcher = OptunaSearcher(study_of(make_study, algorithm))
+    for number, outcome in enumerate(
+        [
+            Outcome(state=state, loss=None, fidelity=0.1),
+            Outcome(state=TrialState.COMPLETED, loss=3.0, fidelity=1.0),
+            Outcome(state=TrialState.COMPLETED, loss=4.0, fidelity=1.0),
+            Outcome(state=state, loss=None, fidelity=0.1),
+        ]
+    ):
+        searcher.propose(f"t{number}")
+        searcher.end(f"t{number}", outcome)
+    bad, *good, worse = [trial.value or 0.0 for trial in searcher._study.trials]
+    can_run = state is TrialState.DIVERGED or algorithm == "cmaes"
+    assert searcher._study.best_trial.number == 1
+    assert worse > max(good)
+    assert bad > min(good) or not can_run
+
+
+def test_earlier_trials_say_what_is_bad(make_study: MakeStudy) -> None:
+    study = study_of(make_study, "bayesian")
+    point = next(quasi_random_points(study.search_space, study.base, 0))
+    searcher = OptunaSearcher(study, [Earlier(point=point, costs=(5.0,))])
+    searcher.propose("t0")
+    searcher.end("t0", Outcome(state=TrialState.DIVERGED, loss=None, fidelity=0.1))
+    assert [trial.value for trial in searcher._study.trials] == [5.0, 6.0]
 
 
 def test_a_space_without_new_points_ends_the_search(make_study: MakeStudy) -> None:
