@@ -20,7 +20,6 @@ __all__ = [
     "matmul_params",
     "megatron_flops_per_step",
     "num_train_tokens",
-    "recompute_flops_per_token",
     "shape_flops_per_token",
     "train_flops_per_token",
 ]
@@ -95,19 +94,6 @@ def train_flops_per_token(model: ModelConfig) -> float:
     5308416.0
     """
     return shape_flops_per_token(shape_of(model))
-
-
-def recompute_flops_per_token(shape: ModelShape, mode: str) -> float:
-    """FLOPs that recomputation adds to one token's training.
-
-    `full`: one more forward pass of the blocks; `selective`: of the attention core alone, 4 L q s;
-    `none`: 0. Korthikanti et al. 2022 (arXiv:2205.05198) print ratios that follow from 12 L h s.
-    """
-    core = attention_flops_per_token(shape)
-    if mode == "full":
-        head = shape.vocab_size * shape.d_model if shape.has_head else 0
-        return 2.0 * (matmul_params(shape) - head) + core
-    return core if mode == "selective" else 0.0
 
 
 def num_train_tokens(config: TrialConfig) -> int:

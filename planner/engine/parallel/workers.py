@@ -57,11 +57,6 @@ class Workers:
             return flag
         return bool(self.largest(torch.tensor([int(flag)])).item())
 
-    def barrier(self) -> None:
-        """Wait for all workers."""
-        if self.world_size > 1:
-            dist.barrier()
-
     def new_group(self) -> Any:
         """Return a group of all workers over gloo, for talk beside the training's; collective."""
         return dist.new_group(backend="gloo") if self.world_size > 1 else None
