@@ -11,8 +11,9 @@ loaded (`worker_environment`) is decided here.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from planner.lazy import lazy_names
 
 if TYPE_CHECKING:
     from planner.engine.data.corpus import corpus_entropy as corpus_entropy
@@ -30,12 +31,4 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'planner.engine' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

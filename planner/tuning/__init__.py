@@ -10,8 +10,9 @@ say, applied in order. Importing this package loads neither ray nor optuna nor t
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from planner.lazy import lazy_names
 
 if TYPE_CHECKING:
     from planner.tuning.sweeping import resume as resume
@@ -25,12 +26,4 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'planner.tuning' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
