@@ -227,21 +227,29 @@ def read_results(folder: RunFolder) -> Results:
 
     Raises:
         NotFoundError: The sweep has not written any.
+        ConfigError: A file of them is missing or damaged.
     """
     if not folder.results.is_file():
         raise NotFoundError(
             f"run {folder.name!r} has no results yet.",
             hint=f"Finish the sweep: planner sweep --resume {folder.name}",
         )
-    spend = json.loads(folder.spend.read_text(encoding="utf-8"))
-    return Results(
-        study=folder.load_study(),
-        trials=tuple(_trial(row) for row in _rows(folder.results, TrialResult)),
-        curves=tuple(CurvePoint(**row) for row in _rows(folder.curves, CurvePoint)),
-        spend=Spend(**spend),
-        folder=folder,
-        copies=_read_copies(folder),
-    )
+    study = folder.load_study()
+    try:
+        return Results(
+            study=study,
+            trials=tuple(_trial(row) for row in _rows(folder.results, TrialResult)),
+            curves=tuple(CurvePoint(**row) for row in _rows(folder.curves, CurvePoint)),
+            spend=Spend(**json.loads(folder.spend.read_text(encoding="utf-8"))),
+            folder=folder,
+            copies=_read_copies(folder),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(
+            f"the results of run {folder.name!r} are damaged: {why}",
+            hint=f"Write them again from its ledger: planner sweep --resume {folder.name}",
+        ) from error
 
 
 def read_measured(cluster: ClusterConfig, root: Path | None = None) -> Measured | None:

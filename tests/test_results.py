@@ -60,6 +60,18 @@ def test_an_empty_sweep_has_an_empty_table(results):
     assert len(pd.read_parquet(results.folder.results)) == 0
 
 
+def test_a_damaged_file_of_results_says_how_to_write_it_again(results):
+    results.write()
+    results.folder.results.write_bytes(b"PAR1")
+    with pytest.raises(ConfigError, match="results of run 'small' are damaged") as caught:
+        read_results(results.folder)
+    assert caught.value.hint == "Write them again from its ledger: planner sweep --resume small"
+    results.write()
+    results.folder.curves.unlink()
+    with pytest.raises(ConfigError, match="damaged"):
+        read_results(results.folder)
+
+
 def test_a_run_without_results_says_how_to_get_them(small_study, tmp_path):
     folder = RunFolder.create(small_study, root=tmp_path)
     with pytest.raises(NotFoundError, match="no results yet") as caught:

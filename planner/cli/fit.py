@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -62,30 +62,31 @@ def command(
       planner fit losses.csv --map loss=val_loss --out laws.json
       planner fit losses.csv --suggest 5 --pilot-budget 1e20flops --target 1e22flops
     """  # noqa: D301
-    from planner.cli.places import run_or_file
+    from planner.cli.places import column_map, run_or_file, written
     from planner.curves import best_sizes, fit, read_points
 
+    pilot_flops = _flops(pilot_budget, "--pilot-budget", num_suggested)
+    target_flops = _flops(target, "--target", num_suggested)
     source = run_or_file(table, runs)
-    points = read_points(source, _column_map(mappings))
+    points = read_points(source, column_map(mappings))
     law = fit(points, form=form, objective=objective, num_bootstraps=draws, level=level, seed=seed)
     path = out if out is not None else _default_path(source)
-    law.save(path)
+    with written(path, "--out"):
+        law.save(path)
     suggestion = None
     if num_suggested is not None:
-        suggestion = _suggest(law, num_suggested, pilot_budget, target)
+        suggestion = _suggest(law, num_suggested, pilot_flops, target_flops)
     figures: list[Path] = []
     if not no_plots:
         from planner.report.law_figures import write_law_plots  # loads matplotlib
 
-        figures = write_law_plots(law, points, plots or path.parent / "plots")
+        with written(plots or path.parent / "plots", "--plots, or give --no-plots") as folder:
+            figures = write_law_plots(law, points, folder)
     if as_json:
-        document = plain(law)
-        for component in document["components"]:
-            del component["draws"]
         names = [str(figure) for figure in figures]
         echo_json(
-            {"path": str(path), "plots": names, "law": document, "best_sizes": best_sizes(law),
-             "suggestion": suggestion}
+            {"path": str(path), "plots": names, "law": _without_draws(law),
+             "best_sizes": best_sizes(law), "suggestion": suggestion}
         )  # fmt: skip
     else:
         _echo_law(law)
@@ -96,37 +97,35 @@ def command(
             echo_note(f"wrote {figure}")
 
 
+def _without_draws(law: ScalingLaw) -> dict[str, Any]:
+    document: dict[str, Any] = plain(law)
+    for component in document["components"]:
+        del component["draws"]
+    return document
+
+
 def _default_path(table: Path) -> Path:
     return (table if table.is_dir() else table.parent) / "laws.json"
 
 
-def _column_map(mappings: tuple[str, ...]) -> dict[str, str]:
-    from planner.errors import ConfigError
-
-    column_map = {}
-    for text in mappings:
-        name, equals, column = text.partition("=")
-        if not (equals and name and column):
-            raise ConfigError(f"--map takes QUANTITY=COLUMN: got {text!r}.")
-        column_map[name] = column
-    return column_map
-
-
 def _suggest(
-    law: ScalingLaw, num_trials: int, pilot_budget: str | None, target: str | None
+    law: ScalingLaw, num_trials: int, pilot_flops: float | None, target_flops: float | None
 ) -> Suggestion:
     from planner.curves import suggest
 
     top = law.fitted_range.train_flops[1]
-    pilot = _flops(pilot_budget, "--pilot-budget") if pilot_budget else top
-    aim = _flops(target, "--target") if target else 10.0 * max(top, pilot)
-    return suggest(law, aim, pilot, num_trials)
+    pilot = top if pilot_flops is None else pilot_flops
+    return suggest(law, target_flops or 10.0 * max(top, pilot), pilot, num_trials)
 
 
-def _flops(text: str, option: str) -> float:
+def _flops(text: str | None, option: str, num_suggested: int | None) -> float | None:
     from planner.errors import ConfigError
     from planner.units import parse_budget
 
+    if text is None:
+        return None
+    if num_suggested is None:
+        raise ConfigError(f"{option} is of the trials that --suggest N asks for.")
     amounts = parse_budget(text)
     if set(amounts) != {"flops"}:
         raise ConfigError(f"{option} is an amount of FLOPs, e.g. 1e20flops: got {text!r}.")

@@ -49,7 +49,7 @@ def command(
     """  # noqa: D301
     import pandas as pd
 
-    from planner.cli.places import run_or_file
+    from planner.cli.places import column_map, run_or_file, written
     from planner.curves import ScalingLaw, predict_table
     from planner.errors import ConfigError
     from planner.units import parse_count
@@ -58,16 +58,16 @@ def command(
     law = ScalingLaw.load(source / "laws.json" if source.is_dir() else source)
     if (table is None) == (params is None) or (params is None) != (tokens is None):
         raise ConfigError("predict at a table (--at FILE) or at one point (--params N --tokens D).")
-    column_map = dict(text.partition("=")[::2] for text in mappings)
     if params is not None and tokens is not None:
         rows = pd.DataFrame(
             {"num_params": [parse_count(params)], "num_tokens": [parse_count(tokens)]}
         )
     else:
         rows = _read(Path(str(table)))
-    predicted = predict_table(law, rows, column_map=column_map, level=level)
+    predicted = predict_table(law, rows, column_map=column_map(mappings), level=level)
     if out is not None:
-        _write(predicted, out)
+        with written(out, "--out"):
+            _write(predicted, out)
         echo_note(f"wrote {out} ({len(predicted)} rows)")
     if as_json:
         echo_json(predicted.to_dict(orient="records"))

@@ -8,7 +8,10 @@ from numpy.typing import ArrayLike
 from planner.curves.arrays import BoolArray, FloatArray
 from planner.errors import ConfigError
 
-__all__ = ["is_fraction", "positive_lists", "require_level", "require_positive"]
+__all__ = ["LARGEST_COUNT", "is_fraction", "positive_lists", "require_level", "require_positive"]
+
+LARGEST_COUNT = 1e60
+"""No count lies above: squares and products of what is below are finite in float64."""
 
 
 def require_level(level: float) -> float:

@@ -101,6 +101,8 @@ def fit(
         FitError: The table cannot identify the law; the message says which runs are missing.
     """
     require_level(level)
+    if seed < 0:
+        raise ConfigError(f"seed must not be negative: got {seed}.")
     if num_bootstraps < 10:
         raise ConfigError(f"num_bootstraps must be at least 10: got {num_bootstraps}.")
     if objective not in OBJECTIVES:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
 from planner.curves.arrays import FloatArray, safe_exp
-from planner.curves.checks import is_fraction, require_level
+from planner.curves.checks import LARGEST_COUNT, is_fraction, require_level
 from planner.curves.forms import find_form
 from planner.curves.isoflop import IsoflopProfile, SizeFrontier
 from planner.curves.points import FLOPS_PER_PARAM_TOKEN
@@ -338,8 +338,12 @@ def _broadcast(given: Mapping[str, ArrayLike]) -> dict[str, FloatArray]:
         is_share = name.endswith("_fraction")
         if is_share and not is_fraction(name, array).all():
             raise ConfigError(f"{name} must lie in 0 to 1: got {array.min():g} to {array.max():g}.")
-        if not is_share and not (np.isfinite(array) & (array > 0)).all():
-            raise ConfigError(f"{name} must be positive and finite: got {array.min():g} as least.")
+        if not is_share and not (is_good := (array > 0) & (array < LARGEST_COUNT)).all():
+            raise ConfigError(
+                f"{name} must be positive and finite, below {LARGEST_COUNT:g}: "
+                f"{int((~is_good).sum())} of {array.size} are not, the first is "
+                f"{array[~is_good].flat[0]:g}."
+            )
         arrays[name] = array
     try:
         shape = np.broadcast_shapes(*(array.shape for array in arrays.values()))

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from planner.curves.forms import find_form
 from planner.curves.law import ScalingLaw
-from planner.curves.tables import ENGINE_NAMES, require_mapped
+from planner.curves.tables import ENGINE_NAMES, column_numbers, require_mapped
 from planner.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -37,8 +35,6 @@ def predict_table(
     Raises:
         ConfigError: A column is missing, the map names none, or a value is not a positive number.
     """
-    import pandas as pd
-
     present = [str(name) for name in table.columns]
     needed = {name for c in law.components for name in find_form(c.form).columns}
     names = {name: (column_map or {}).get(name, name) for name in needed | {"train_flops"}}
@@ -54,10 +50,9 @@ def predict_table(
             f"{', '.join(missing)}. {did_you_mean(missing[0], present)}",
             hint=f"Name the column that holds it, e.g. --map {sorted(needed)[0]}=COLUMN.",
         )
+    rows = table.reset_index(drop=True)  # so that a message can count rows
     values = {
-        name: pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=np.float64)
-        for name, column in names.items()
-        if column in present
+        name: column_numbers(rows, column) for name, column in names.items() if column in present
     }
     predicted = law.predict(
         values.pop("num_params"), values.pop("num_tokens"), level=level, **values

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from planner.curves.arrays import FloatArray, IntArray
-from planner.curves.checks import is_fraction
+from planner.curves.checks import LARGEST_COUNT, is_fraction
 from planner.curves.points import OPTIONAL, REQUIRED, Points
 from planner.curves.stable import (
     NOT_CONSTANT,
@@ -45,9 +45,6 @@ COMPLETED = "completed"
 
 PLAUSIBLE = (1e-30, 1e30)
 """No loss lies outside, whatever its unit: what does is a diverged run or a damaged number."""
-
-LARGEST = 1e60
-"""No count lies above: squares and products of what is below are finite in float64."""
 
 MAX_NAMED = 12
 """Columns that a message lists."""
@@ -138,7 +135,7 @@ def points_from_table(
     _require_one_tokenizer(kept, names["loss"])
     _require_one_kind_of_loss(kept)
     values: dict[str, Any] = {
-        name: _numbers(kept, column) for name, column in names.items() if name not in LABELS
+        name: column_numbers(kept, column) for name, column in names.items() if name not in LABELS
     }
     if "run" in names:
         values["run"] = _run_numbers(kept[names["run"]])
@@ -224,7 +221,7 @@ def _separator_hint(present: list[str]) -> str | None:
     return f"Its columns are separated by {found[0]!r}: write it with commas." if found else None
 
 
-def _numbers(table: pd.DataFrame, column: str) -> FloatArray:
+def column_numbers(table: pd.DataFrame, column: str) -> FloatArray:
     """Return a column as float64: products of integer columns overflow at 9.2e18."""
     import pandas as pd
 
@@ -271,7 +268,7 @@ def _require_possible(points: Points) -> None:
         values = getattr(points, name)
         if values is None:
             continue
-        is_good, rule = (values > 0) & (values < LARGEST), "be positive and finite"
+        is_good, rule = (values > 0) & (values < LARGEST_COUNT), "be positive and finite"
         if name in FRACTIONS:
             is_good, rule = is_fraction(name, values), "lie in 0 to 1"
         bad = ~(is_good if name in EVERY_ROW else is_good | np.isnan(values))
@@ -282,8 +279,8 @@ def _require_possible(points: Points) -> None:
                 hint = (
                     "Negative FLOPs are an int64 overflow of 6 N D: compute them in floating point."
                 )
-            elif LARGEST <= first < np.inf:
-                hint = f"Above {LARGEST:g} a number counts as damaged. {hint}"
+            elif LARGEST_COUNT <= first < np.inf:
+                hint = f"Above {LARGEST_COUNT:g} a number counts as damaged. {hint}"
             raise ConfigError(
                 f"{name} must {rule}: {int(bad.sum())} of {len(points)} rows do not, the first is "
                 f"{first:g}.",

@@ -101,3 +101,45 @@ def test_predicting_at_nothing_says_how(table, tmp_path):
     _run(fit_command, table, "--map", "loss=final", "--draws", 20, "--no-plots")
     with pytest.raises(ConfigError, match="--at FILE"):
         _run(predict_command, tmp_path / "laws.json")
+
+
+def test_a_place_that_cannot_be_written_is_named_with_the_option(table, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    fit_it = (fit_command, table, "--map", "loss=final", "--draws", 20)
+    _run(*fit_it, "--no-plots")
+    for arguments, option in (
+        ((*fit_it, "--no-plots", "--out", file / "laws.json"), "--out"),
+        ((*fit_it, "--plots", file / "plots"), "--plots"),
+        (
+            (predict_command, tmp_path / "laws.json", "--at", table, "--out", file / "t.csv"),
+            "--out",
+        ),
+    ):
+        with pytest.raises(ConfigError, match="cannot write") as caught:
+            _run(*arguments)
+        assert option in str(caught.value.hint)
+
+
+def test_a_budget_of_pilots_without_pilots_is_refused(table):
+    for option in ("--pilot-budget", "--target"):
+        with pytest.raises(ConfigError, match="--suggest N"):
+            _run(fit_command, table, "--map", "loss=final", option, "1e20flops")
+
+
+@pytest.mark.parametrize(
+    ("cell", "why"),
+    [
+        ("70B", "must hold numbers: 1 of 36 rows do not, the first is '70B' in row 2"),
+        ("", "1 of 36 are not, the first is nan"),
+        ("1e300", r"below 1e\+60: 1 of 36 are not, the first is 1e\+300"),
+    ],
+    ids=["text", "absent", "huge"],
+)
+def test_a_size_that_cannot_be_predicted_at_is_shown(table, tmp_path, cell, why):
+    _run(fit_command, table, "--map", "loss=final", "--draws", 20, "--no-plots")
+    rows = pd.read_csv(table).astype({"num_params": object})
+    rows.loc[1, "num_params"] = cell
+    rows.to_csv(tmp_path / "at.csv", index=False)
+    with pytest.raises(ConfigError, match=why):
+        _run(predict_command, tmp_path / "laws.json", "--at", tmp_path / "at.csv")
