@@ -205,8 +205,9 @@ def _search(
     unlimited = log_optimal_params(rows, flops)
     middle = np.clip(unlimited, center - 4, center + 4)[:, None]
     log_n = middle + np.linspace(-1, 1, SEARCH_POINTS) * np.log(SEARCH_FACTOR)
-    tokens = _affordable_tokens(np.exp(log_n), flops, limits)
-    value = _limited_loss(rows, np.exp(log_n), tokens, limits, law)
+    sizes = size_of(log_n)
+    tokens = _affordable_tokens(sizes, flops, limits)
+    value = _limited_loss(rows, sizes, tokens, limits, law)
     if not np.isfinite(value).any(axis=1).all():
         raise FitError("the limits leave no size that the budget can train: relax one of them.")
     best = log_n[np.arange(len(rows)), value.argmin(axis=1)]

@@ -17,6 +17,7 @@ from planner.curves.arrays import BoolArray, FloatArray, IntArray
 from planner.curves.checks import require_positive
 from planner.curves.closed_forms import log_optimal_params
 from planner.curves.diagnosis import TOKENS_PER_PARAM_BAND
+from planner.curves.isoflop import size_of
 from planner.curves.law import ScalingLaw
 from planner.curves.points import FLOPS_PER_PARAM_TOKEN
 from planner.errors import BudgetError
@@ -121,7 +122,7 @@ def _target_draws(law: ScalingLaw, target_flops: float) -> FloatArray:
     parts = [log_optimal_params(c.draws[:n], target_flops) for c, n in law.shares_of_draws()]
     sizes = np.nan_to_num(np.concatenate(parts), nan=center)  # a draw without a best size
     sizes = np.clip(sizes, center - 5, center + 5)
-    losses = law.log_loss_draws(_columns(np.exp([center]), np.array([target_flops])))[:, 0]
+    losses = law.log_loss_draws(_columns(size_of([center]), np.array([target_flops])))[:, 0]
     both = np.column_stack([sizes - sizes.mean(), losses - losses.mean()])
     return np.asarray(both)
 
@@ -134,7 +135,8 @@ def _columns(num_params: FloatArray, train_flops: FloatArray) -> dict[str, Float
 def _candidates(law: ScalingLaw, floor: float, pilot: float) -> _Candidates:
     levels = np.geomspace(floor, pilot, LEVELS)
     flops = np.repeat(levels, len(SIZE_FACTORS))
-    best = np.repeat(np.exp([best_log_params(law, float(c))[0] for c in levels]), len(SIZE_FACTORS))
+    best = size_of([best_log_params(law, float(c))[0] for c in levels])
+    best = np.repeat(best, len(SIZE_FACTORS))
     sizes = best * np.tile(SIZE_FACTORS, LEVELS)
     ratio = flops / (FLOPS_PER_PARAM_TOKEN * sizes**2)
     low, high = TOKENS_PER_PARAM_BAND

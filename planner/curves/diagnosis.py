@@ -89,8 +89,10 @@ def _few_budgets(e: Evidence) -> Finding:
 
 
 def _collinear(e: Evidence) -> Finding:
+    if min(count_distinct(e.points.num_params), count_distinct(e.points.num_tokens)) < 2:
+        return None
     r = float(np.corrcoef(np.log(e.points.num_params), np.log(e.points.num_tokens))[0, 1])
-    if not abs(r) > NEARLY_COLLINEAR:
+    if abs(r) <= NEARLY_COLLINEAR:
         return None
     return r, (
         f"sizes and tokens move together (correlation {r:.3f}): the split between them is "

@@ -188,8 +188,10 @@ def require_identifiable(points: Points, form: CurveForm) -> None:
                 f"(values within 2 % count as one){_dropped_text(points)}.",
                 hint=f"Add trainings with other {name}.",
             )
+    if "num_params" not in form.min_distinct:
+        return
     correlation = np.corrcoef(np.log(points.num_params), np.log(points.num_tokens))[0, 1]
-    if "num_params" in form.min_distinct and abs(correlation) > COLLINEAR:
+    if abs(correlation) > COLLINEAR:
         raise FitError(
             f"num_params and num_tokens move in lockstep (correlation of logs {correlation:.4f}): "
             f"what each contributes to the loss is not identified.",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from planner.curves.arrays import FloatArray
+from planner.curves.arrays import LARGEST_LOG, FloatArray, safe_exp
 from planner.curves.checks import require_level
 from planner.curves.forms import (
     Columns,
@@ -92,12 +92,14 @@ def effective_columns(params: FloatArray, columns: Columns) -> dict[str, FloatAr
     """
     _, a, b, alpha, beta, r_d, r_n = (params[:, i, None] for i in range(7))
     unique = np.minimum(columns["unique_tokens"], columns["num_tokens"])
-    log_g = (np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta)
-    best_for_unique = np.exp(log_g + (log_g + np.log(unique)) * beta / alpha)
-    return {
-        "num_params": effective_tokens(columns["num_params"], best_for_unique, r_n),
-        "num_tokens": effective_tokens(columns["num_tokens"], unique, r_d),
-    }
+    with np.errstate(all="ignore"):  # a search passes where a term vanishes or does not fall
+        log_g = (np.log(alpha) + np.log(a) - np.log(beta) - np.log(b)) / (alpha + beta)
+        log_best = log_g + (log_g + np.log(unique)) * beta / alpha
+        best_for_unique = safe_exp(np.maximum(log_best, -LARGEST_LOG))
+        return {
+            "num_params": effective_tokens(columns["num_params"], best_for_unique, r_n),
+            "num_tokens": effective_tokens(columns["num_tokens"], unique, r_d),
+        }
 
 
 def _starts(points: Points) -> FloatArray:

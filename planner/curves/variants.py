@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.curves.arrays import FloatArray
+from planner.curves.arrays import LARGEST_LOG, FloatArray, safe_exp, safe_log
 from planner.curves.forms import (
     Columns,
     CurveForm,
@@ -31,6 +31,10 @@ __all__ = ["PINNED_LOSS", "pinned_form"]
 PINNED_LOSS = 1.6
 """Nats per token. A pinned asymptote of 1.6 predicted better than a free one in
 marin-community/marin issue 4447; Hoffmann et al. 2022 have 1.69."""
+
+
+LARGEST = float(np.exp(LARGEST_LOG))
+"""Of a coefficient: a term whose fit wandered off stays a number."""
 
 
 def pinned_form(irreducible_loss: float) -> CurveForm:
@@ -96,7 +100,9 @@ def predict_overtraining(params: FloatArray, columns: Columns) -> FloatArray:
     log_m = np.log(columns["num_tokens"]) - np.log(columns["num_params"])
     log_c = np.log(6.0) + np.log(columns["num_params"]) + np.log(columns["num_tokens"])
     return np.asarray(
-        e + np.exp(np.log(a) + eta * (log_m - log_c)) + np.exp(np.log(b) - eta * (log_m + log_c))
+        e
+        + safe_exp(safe_log(a) + eta * (log_m - log_c))
+        + safe_exp(safe_log(b) - eta * (log_m + log_c))
     )
 
 
@@ -109,7 +115,9 @@ def _fit_overtraining(points: Points, objective: Objective, weights: FloatArray 
 def _renamed(params: FloatArray) -> FloatArray:
     e, a, b, alpha, _ = params.T
     eta = 0.5 * alpha
-    return np.stack([e, a * 6.0**eta, b * 6.0**eta, eta], axis=1)
+    with np.errstate(over="ignore"):
+        terms = [np.minimum(term * 6.0**eta, LARGEST) for term in (a, b)]
+    return np.stack([e, *terms, eta], axis=1)
 
 
 def _decode_overtraining(theta: FloatArray, points: Points) -> FloatArray:
@@ -135,7 +143,7 @@ def predict_compute(params: FloatArray, columns: Columns) -> FloatArray:
     """Return L = E + K C^-gamma with C = 6 N D, shape (s, k)."""
     e, k, gamma = (params[:, i, None] for i in range(3))
     log_c = np.log(6.0) + np.log(columns["num_params"]) + np.log(columns["num_tokens"])
-    return np.asarray(e + np.exp(np.log(k) - gamma * log_c))
+    return np.asarray(e + safe_exp(safe_log(k) - gamma * log_c))
 
 
 def _decode_compute(theta: FloatArray, points: Points) -> FloatArray:
@@ -179,10 +187,10 @@ def predict_sparsity(params: FloatArray, columns: Columns) -> FloatArray:
     log_active = np.log1p(-columns["sparsity_fraction"])
     return np.asarray(
         e
-        + np.exp(np.log(a) - alpha * log_n)
-        + np.exp(np.log(b) - beta * log_d)
-        + np.exp(np.log(c) - lam * log_active)
-        + np.exp(np.log(d) - delta * log_active - gamma * log_n)
+        + safe_exp(safe_log(a) - alpha * log_n)
+        + safe_exp(safe_log(b) - beta * log_d)
+        + safe_exp(safe_log(c) - lam * log_active)
+        + safe_exp(safe_log(d) - delta * log_active - gamma * log_n)
     )
 
 
@@ -228,8 +236,8 @@ def predict_precision(params: FloatArray, columns: Columns) -> FloatArray:
     log_n = np.log(columns["num_params"]) + np.log(share)
     return np.asarray(
         e
-        + np.exp(np.log(a) - alpha * log_n)
-        + np.exp(np.log(b) - beta * np.log(columns["num_tokens"]))
+        + safe_exp(safe_log(a) - alpha * log_n)
+        + safe_exp(safe_log(b) - beta * np.log(columns["num_tokens"]))
     )
 
 
@@ -262,7 +270,7 @@ def predict_post_training(params: FloatArray, columns: Columns) -> FloatArray:
     scale, gamma_d, gamma_n, gamma_post = (params[:, i, None] for i in range(5, 9))
     log_n, log_d = np.log(columns["num_params"]), np.log(columns["num_tokens"])
     bits = columns["post_training_bits"] / gamma_post
-    added = np.exp(np.log(scale) + gamma_d * log_d - gamma_n * log_n - bits)
+    added = safe_exp(safe_log(scale) + gamma_d * log_d - gamma_n * log_n - bits)
     return np.asarray(predict_surface(params[:, :5], columns) + added)
 
 

@@ -166,6 +166,14 @@ def test_sizes_and_tokens_in_lockstep_still_give_a_law_of_compute():
     assert law.coefficient("gamma").value == pytest.approx(0.15, abs=0.002)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_one_size_gives_a_law_of_compute_without_a_warning_of_numpy():
+    d = np.geomspace(1e9, 1e11, 12)
+    points = Points(num_params=np.full(12, 1e8), num_tokens=d, loss=2 + 900 / (6e8 * d) ** 0.15)
+    law = fit(points, form="compute", num_bootstraps=20)
+    assert "collinear" not in {w.code for w in law.warnings}
+
+
 def test_a_form_says_which_column_it_lacks(sweep):
     with pytest.raises(FitError, match="unique_tokens"):
         fit(sweep(), form="repeated")
