@@ -301,16 +301,19 @@ def _client(address: str) -> JobSubmissionClient:
     Raises:
         ClusterUnreachableError: None answers there, or it does not let us in.
     """
-    url = urlsplit(_normal(address))
     hint = (
         "Give the cluster's job server, such as http://head:8265 "
         "(`ray start --head` prints it; --dashboard-host=0.0.0.0 opens it to other machines)."
     )
-    if url.scheme not in ("http", "https") or not url.hostname:
+    try:
+        url = urlsplit(_normal(address))
+        place = url.hostname, url.port or {"http": 80, "https": 443}[url.scheme]
+    except (KeyError, ValueError):
+        place = None, 0
+    if not place[0]:
         raise ClusterUnreachableError(f"not an address of a job server: {address!r}.", hint=hint)
     try:
-        port = url.port or {"http": 80, "https": 443}[url.scheme]
-        socket.create_connection((url.hostname, port), timeout=_CONNECT_SECONDS).close()
+        socket.create_connection(place, timeout=_CONNECT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise ClusterUnreachableError(
             f"no cluster answers at {address}: {error}.", hint=hint

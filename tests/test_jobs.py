@@ -98,7 +98,8 @@ def test_the_exit_code_of_a_sweep_that_fails_on_the_cluster_is_kept(cluster, wri
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:1", "http://127.0.0.1:1", "ftp://127.0.0.1", "http://"]
+    "address",
+    ["127.0.0.1:1", "http://127.0.0.1:1", "ftp://127.0.0.1", "http://", "http://[::1", "h:99999"],
 )
 def test_no_cluster_at_the_address_is_one_message_and_exit_code_4(address, capfd):
     assert main(["submit", "quickstart", "--address", address]) == 4

@@ -96,8 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
-    except (PlannerError, ModuleNotFoundError) as error:
-        shown = error if isinstance(error, PlannerError) else _missing(error)
+    except (PlannerError, ModuleNotFoundError, OSError) as error:
+        shown = _as_planner_error(error)
         if debug or shown is None:
             raise
         _show(shown, as_json="--json" in args)
@@ -105,9 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _missing(error: ModuleNotFoundError) -> ConfigError | None:
-    """Return that a package for running trials is not installed, or None for any other module."""
-    name = (error.name or "").partition(".")[0]
+def _as_planner_error(error: Exception) -> PlannerError | None:
+    """Return an error as planner says it: also of files, and of packages for running trials.
+
+    None is an error of our own.
+    """
+    if isinstance(error, PlannerError):
+        return error
+    if isinstance(error, OSError):
+        place = "" if error.filename is None else f"{error.filename}: "
+        return ConfigError(f"{place}{error.strerror or error}.")
+    name = (getattr(error, "name", None) or "").partition(".")[0]
     if name not in _TRAIN:
         return None
     return ConfigError(

@@ -23,7 +23,7 @@ __all__ = ["command"]
 @click.option("--out", type=click.Path(path_type=Path), help="Where laws.json is written.")
 @click.option("--level", default=0.9, show_default=True, help="Of the intervals.")
 @click.option("--draws", default=1000, show_default=True, help="Resamplings behind the intervals.")
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0))
 @click.option("--suggest", "num_suggested", type=click.IntRange(min=1), help="Next trials to run.")
 @click.option("--pilot-budget", help="What the suggested trials may cost, e.g. 1e20flops.")
 @click.option("--target", help="Training that they should inform, e.g. 1e22flops.")

@@ -48,6 +48,27 @@ def test_a_mistake_in_a_study(write_study, tmp_path, capfd, verb, override, code
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "{}/losses.csv/laws.json"], "losses.csv"),
+        (["--seed", "-1"], "'--seed'"),
+    ],
+)
+def test_a_mistake_in_a_fit(tmp_path, capfd, arguments, message):
+    path = tmp_path / "losses.csv"
+    rows = [(n, d, 1.7 + n**-0.3 + d**-0.3) for n in (1e6, 1e7, 1e8) for d in (1e8, 1e9, 1e10)]
+    path.write_text(
+        "num_params,num_tokens,loss\n" + "\n".join(f"{n},{d},{loss}" for n, d, loss in rows)
+    )
+    options = [text.format(tmp_path) for text in arguments]
+    code, shown = run(
+        capfd, "fit", str(path), "--form", "chinchilla", "--draws", "10", "--no-plots", *options
+    )
+    assert code == 2
+    assert message in shown
+
+
 def test_a_repeated_key(tmp_path, capfd):
     path = tmp_path / "study.yaml"
     path.write_text("name: a\nname: b\n")
