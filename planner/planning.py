@@ -28,9 +28,17 @@ if TYPE_CHECKING:
     from planner.costs.measured import Measured
     from planner.costs.tracing import Traces
 
-__all__ = ["Candidate", "Plan", "candidate", "charge", "plan", "proposals"]
+__all__ = [
+    "MAX_REJECTIONS_PER_TRIAL",
+    "Candidate",
+    "Plan",
+    "candidate",
+    "charge",
+    "plan",
+    "proposals",
+]
 
-_MAX_REJECTIONS_PER_TRIAL: Final = 50
+MAX_REJECTIONS_PER_TRIAL: Final = 50
 """Proposals that may be rejected for each one that is wanted before the space counts as empty."""
 
 _NEAR_LIMIT: Final = (0.8, 1.25)
@@ -249,7 +257,7 @@ def _candidates(
     num_feasible = 0
     for index, point in enumerate(proposals(study)):
         if wanted is not None and (
-            num_feasible >= wanted or index >= wanted * _MAX_REJECTIONS_PER_TRIAL
+            num_feasible >= wanted or index >= wanted * MAX_REJECTIONS_PER_TRIAL
         ):
             break
         found.append(

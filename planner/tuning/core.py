@@ -17,7 +17,7 @@ from typing import Any, Final
 from planner.budget import Budget, format_amount
 from planner.costs import Cluster
 from planner.errors import TrialError
-from planner.planning import Candidate, candidate
+from planner.planning import MAX_REJECTIONS_PER_TRIAL, Candidate, candidate
 from planner.search_space import Point
 from planner.study import Study
 from planner.trial import TrialConfig, TrialResult, TrialState
@@ -26,7 +26,7 @@ from planner.tuning.lines import proposed_line
 from planner.tuning.population import Population
 from planner.tuning.records import Decision, TrialRecord
 from planner.tuning.schedulers import Scheduler, make_scheduler
-from planner.tuning.searchers import MAX_REJECTIONS_PER_TRIAL, Searcher, make_searcher
+from planner.tuning.searchers import Searcher, make_searcher
 from planner.tuning.state import SweepState
 
 __all__ = ["Launch", "Sweep"]

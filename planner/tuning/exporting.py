@@ -13,12 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState as OptunaState
@@ -27,6 +22,7 @@ from planner.objectives import violations_of
 from planner.results import CurvePoint, Results
 from planner.search_space import Distribution
 from planner.trial import TrialResult, TrialState
+from planner.tuning.translation import interval_of
 from planner.tuning.warm_start import point_of
 
 __all__ = ["export_optuna", "export_tensorboard"]
@@ -45,8 +41,6 @@ _ATTRIBUTES: Final = (
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """Beginning of the study's clock in an export, where only differences mean anything."""
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-
 
 def export_optuna(results: Results, path: Path) -> Path:
     """Write a run as a study in an Optuna journal, and return the file.
@@ -64,14 +58,20 @@ def export_optuna(results: Results, path: Path) -> Path:
     )
     theirs.set_user_attr("question", study.question)
     theirs.set_user_attr("objective", [o.metric for o in study.objective])
-    curves: dict[str, list[CurvePoint]] = {}
-    for point in results.curves:
-        curves.setdefault(point.trial, []).append(point)
+    curves = _curves_of(results)
     shown = {name: _shown_distribution(d) for name, d in study.search_space.parameters.items()}
     theirs.add_trials(
         [_frozen(results, trial, curves.get(trial.trial, []), shown) for trial in results.trials]
     )
     return path
+
+
+def _curves_of(results: Results) -> dict[str, list[CurvePoint]]:
+    """Return the reports by trial."""
+    curves: dict[str, list[CurvePoint]] = {}
+    for point in results.curves:
+        curves.setdefault(point.trial, []).append(point)
+    return curves
 
 
 def _frozen(
@@ -121,10 +121,7 @@ def _is_finite(value: object) -> bool:
 def _shown_distribution(distribution: Distribution) -> BaseDistribution:
     if distribution.choice is not None:
         return CategoricalDistribution([_shown_value(value) for value in distribution.choice])
-    low, high, log = distribution.low, distribution.high, distribution.is_log
-    if distribution.is_integer:
-        return IntDistribution(int(low), int(high), log=log)
-    return FloatDistribution(low, high, log=log)
+    return interval_of(distribution)
 
 
 def _shown_value(value: Any) -> Any:
@@ -144,9 +141,7 @@ def export_tensorboard(results: Results, folder: Path) -> Path:
     for old in sorted(folder.rglob("events.out.tfevents.*")):
         old.unlink()
     study = results.study
-    curves: dict[str, list[CurvePoint]] = {}
-    for point in results.curves:
-        curves.setdefault(point.trial, []).append(point)
+    curves = _curves_of(results)
     for trial in results.trials:
         reports, settings = curves.get(trial.trial, []), point_of(study, trial)
         metrics = {

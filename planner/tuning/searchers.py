@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from planner.planning import proposals
 from planner.search_space import Point
@@ -16,9 +16,6 @@ from planner.study import Study
 from planner.trial import TrialState
 
 __all__ = ["Earlier", "Outcome", "Proposals", "ReplayedSearcher", "Searcher", "make_searcher"]
-
-MAX_REJECTIONS_PER_TRIAL: Final = 50
-"""Proposals that may be rejected for each one that is wanted before the space counts as empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

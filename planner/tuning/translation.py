@@ -16,7 +16,7 @@ from pydantic import JsonValue
 
 from planner.search_space import Distribution, Point, SearchSpace, is_number
 
-__all__ = ["Translation"]
+__all__ = ["Translation", "interval_of"]
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
@@ -82,6 +82,11 @@ def _distribution(distribution: Distribution) -> BaseDistribution:
         if _numbers(distribution):
             return IntDistribution(0, last)
         return CategoricalDistribution(list(range(last + 1)))
+    return interval_of(distribution)
+
+
+def interval_of(distribution: Distribution) -> FloatDistribution | IntDistribution:
+    """Return Optuna's distribution of a numeric one."""
     low, high, log = distribution.low, distribution.high, distribution.is_log
     if distribution.is_integer:
         return IntDistribution(int(low), int(high), log=log)
