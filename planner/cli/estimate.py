@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli.output import echo_json, echo_note, echo_table
+from planner.cli.output import echo_json, echo_note, echo_table, echo_text
 
 if TYPE_CHECKING:
     from planner.costs.calibration import Calibration
@@ -188,7 +188,7 @@ def _echo_quote(found: Quote, cluster: Cluster) -> None:
     shape_line = f"{format_count(found.count.total)} parameters"
     if found.count.active != found.count.total:
         shape_line += f" ({format_count(found.count.active)} active)"
-    click.echo(
+    echo_text(
         f"{shape_line}, {format_count(found.train_tokens)} tokens, {format_flops(found.train_flops)}"
         f" on {cluster}; {found.sequences_per_step} sequences per step, {found.num_steps} steps"
     )
@@ -220,19 +220,19 @@ def _echo_quote(found: Quote, cluster: Cluster) -> None:
             "-" if item.gco2 is None else f"{item.gco2 / 1e3:,.3g}", item.lost_by,
         ])  # fmt: skip
     echo_table(headings, rows, left=(0, 2, 3, 5, 12))
-    click.echo(
+    echo_text(
         f"start-up: {format_seconds(found.startup_seconds)} in USD, kWh and kgCO2, not in time"
     )
     step = best.layout.step_breakdown_seconds
-    click.echo("step: " + _shares(step, lambda x: f"{x / sum(step.values()):.0%}"))
-    click.echo("memory: " + _shares(best.layout.memory_breakdown_bytes, format_bytes))
-    click.echo(f"binds: {found.binds}")
+    echo_text("step: " + _shares(step, lambda x: f"{x / sum(step.values()):.0%}"))
+    echo_text("memory: " + _shares(best.layout.memory_breakdown_bytes, format_bytes))
+    echo_text(f"binds: {found.binds}")
     rejected = "; ".join(f"{number} break '{rule}'" for rule, number in found.search.rejected[:4])
-    click.echo(
+    echo_text(
         f"{found.search.num_feasible} of {found.search.num_candidates} layouts are feasible"
         + (f"; {rejected}" if rejected else "")
     )
-    click.echo(f"MFU convention: {found.mfu_convention}")
+    echo_text(f"MFU convention: {found.mfu_convention}")
     _echo_notes(found, cluster)
 
 

@@ -139,10 +139,10 @@ def _echo_law(law: ScalingLaw) -> None:
     forms = curve_forms()
     lead = law.components[0]
     dropped = ", ".join(f"{num} {why}" for why, num in law.dropped.items())
-    click.echo(f"{forms[lead.form].equation}  ({lead.form})")
-    click.echo(f"{law.num_rows} trainings" + (f"; left out: {dropped}" if dropped else ""))
+    echo_text(f"{forms[lead.form].equation}  ({lead.form})")
+    echo_text(f"{law.num_rows} trainings" + (f"; left out: {dropped}" if dropped else ""))
     r = law.fitted_range
-    click.echo(
+    echo_text(
         f"{format_count(r.num_params[0])} to {format_count(r.num_params[1])} parameters, "
         f"{format_count(r.num_tokens[0])} to {format_count(r.num_tokens[1])} tokens, "
         f"up to {format_flops(r.train_flops[1])} ({law.flops_convention})"
@@ -212,9 +212,9 @@ def _echo_suggestion(suggestion: Suggestion) -> None:
         ]
         for t in suggestion.trials
     ]
-    click.echo(f"next trials for a training of {format_flops(suggestion.target_flops)}:")
+    echo_text(f"next trials for a training of {format_flops(suggestion.target_flops)}:")
     echo_table(("parameters", "tokens", "compute", "removes of the spread"), rows)
-    click.echo(
+    echo_text(
         f"spread of log size {suggestion.size_deviation_before:.2f} -> "
         f"{suggestion.size_deviation_after:.2f}, of log loss "
         f"{suggestion.loss_deviation_before:.4f} -> {suggestion.loss_deviation_after:.4f}"

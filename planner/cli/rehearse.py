@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from planner.cli.output import echo_json, echo_note, echo_table, plain
+from planner.cli.output import echo_json, echo_note, echo_table, echo_text, plain
 from planner.errors import FitError, InfeasibleError
 from planner.units import format_count, format_flops, format_number, format_seconds
 
@@ -66,7 +66,7 @@ def command(**options: Any) -> None:
         echo_json(_as_data(sweep, pace, found))
         return
     _show(sweep, said)
-    click.echo(_said_of(found))
+    echo_text(_said_of(found))
     if options["law"] is None:
         echo_note("losses are those of a published law; give --law RUN for your own.")
 
@@ -179,12 +179,12 @@ def _show(sweep: Sweep, said: str) -> None:
         left=(0, 1),
     )
     counts = ", ".join(f"{n} {state}" for state, n in sorted(progress.counts.items()))
-    click.echo(f"\n{counts}; {said}.")
-    click.echo(
+    echo_text(f"\n{counts}; {said}.")
+    echo_text(
         f"Would spend {format_flops(progress.spend.flops)}, "
         f"{format_amount('device_hours', progress.spend.device_hours)}, and end after "
         f"{format_seconds(progress.spend.seconds)}."
     )
     for name, limit in progress.budget.limits().items():
         share = getattr(progress.spend, name) / limit
-        click.echo(f"Budget {format_amount(name, limit)}: {share:.0%}.")
+        echo_text(f"Budget {format_amount(name, limit)}: {share:.0%}.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli.output import echo_json, echo_note, echo_table, plain
+from planner.cli.output import echo_json, echo_note, echo_table, echo_text, plain
 from planner.units import format_flops, format_number, format_seconds
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def _show_search(summary: SearchSummary) -> None:
     """Print what the search found beside its trials, as far as that can be said."""
     front, shares, gain = summary.front, summary.importances, summary.gain
     if front is not None:
-        click.echo(
+        echo_text(
             f"Pareto front of {front.num_compared} trials, hypervolume {front.hypervolume[-1]:.3f}:"
             if front.hypervolume
             else f"Pareto front of {front.num_compared} trials:"
@@ -104,9 +104,9 @@ def _show_search(summary: SearchSummary) -> None:
             echo_note(f"{len(rows)} of the {len(front.trials)} on the front; all with --json")
     if shares is not None:
         parts = [f"{name} {share:.0%}" for name, share in shares.shares.items()]
-        click.echo(f"what decides, by {shares.num_trials} trials: {', '.join(parts)}")
+        echo_text(f"what decides, by {shares.num_trials} trials: {', '.join(parts)}")
     if gain is not None:
-        click.echo(str(gain))
+        echo_text(str(gain))
 
 
 def _show_trials(standing: Standing) -> None:
@@ -114,7 +114,7 @@ def _show_trials(standing: Standing) -> None:
     for trial in standing.progress.running:
         value = getattr(trial, metric)
         shown = "" if value is None else f", {metric} {format_number(value, 4)}"
-        click.echo(f"{trial.trial}: {format_flops(trial.train_flops or 0.0)}{shown}")
+        echo_text(f"{trial.trial}: {format_flops(trial.train_flops or 0.0)}{shown}")
     _show_search(standing.summary)
     for note in standing.notes:
         echo_note(note)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from planner.cli.output import echo_json, echo_note, echo_table, plain
+from planner.cli.output import echo_json, echo_note, echo_table, echo_text, plain
 from planner.errors import ConfigError
 from planner.units import format_flops, format_number, format_seconds
 
@@ -142,9 +142,9 @@ def _show(results: Results, *, as_json: bool) -> None:
     )
     best = results.best()
     if best is not None:
-        click.echo(f"best: {best.trial} with {metric} {getattr(best, metric):.4g}")
+        echo_text(f"best: {best.trial} with {metric} {getattr(best, metric):.4g}")
     spend = results.spend
-    click.echo(
+    echo_text(
         f"spent {format_flops(spend.flops)}, {spend.device_hours:.3g} device-hours, "
         f"{format_seconds(spend.seconds)} of wall clock"
     )
