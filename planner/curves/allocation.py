@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.curves.arrays import FloatArray
+from planner.curves.arrays import FloatArray, standard_noise
 from planner.curves.checks import require_level, require_positive
 from planner.curves.closed_forms import log_optimal_params
 from planner.curves.forms import find_form, predict_surface
 from planner.curves.isoflop import size_of
-from planner.curves.law import ScalingLaw, standard_noise
+from planner.curves.law import ScalingLaw
 from planner.curves.points import FLOPS_PER_PARAM_TOKEN
 from planner.curves.repeated import PUBLISHED_REPETITION, effective_columns, predict_repeated
 from planner.errors import FitError

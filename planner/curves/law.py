@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri
 
-from planner.curves.arrays import FloatArray, safe_exp
+from planner.curves.arrays import FloatArray, safe_exp, standard_noise
 from planner.curves.checks import LARGEST_COUNT, is_fraction, require_level
 from planner.curves.forms import find_form
 from planner.curves.isoflop import IsoflopProfile, SizeFrontier
@@ -28,7 +27,6 @@ __all__ = [
     "FittedRange",
     "Prediction",
     "ScalingLaw",
-    "standard_noise",
     "variables_of",
 ]
 
@@ -356,12 +354,6 @@ def _broadcast(given: Mapping[str, ArrayLike]) -> dict[str, FloatArray]:
 def variables_of(components: Sequence[Component]) -> tuple[str, ...]:
     """Return the quantities that forms read, each once."""
     return tuple(dict.fromkeys(v for c in components for v in find_form(c.form).columns))
-
-
-def standard_noise(num: int, seed: int) -> FloatArray:
-    """Return a shuffled normal sample without sampling error: its quantiles are exact."""
-    levels = (np.arange(num) + 0.5) / num
-    return np.asarray(np.random.default_rng(seed).permutation(ndtri(levels)))
 
 
 def _plain(value: object) -> object:
