@@ -22,6 +22,8 @@ from planner.errors import ConfigError, FitError, NotFoundError, did_you_mean
 __all__ = ["AccuracyPrediction", "DownstreamLink", "fit_downstream_link"]
 
 MIN_POINTS = 6
+LARGEST_CORRELATION = -0.3
+"""Of accuracy with loss: above it the task is at chance."""
 DELTA = 0.01
 """Huber's, in accuracy: the sampling error of a task of 2,500 questions."""
 
@@ -164,7 +166,8 @@ def fit_downstream_link(
         seed: Of the resampling.
 
     Raises:
-        ConfigError: Shapes differ or accuracy is not in 0 to 1.
+        ConfigError: Shapes differ, accuracy is not in 0 to 1, or the level is not in (0, 1).
+        NotFoundError: There is no such link.
         FitError: Fewer than six points, or accuracy does not rise as loss falls: the task is
             still at chance.
     """
@@ -175,7 +178,8 @@ def fit_downstream_link(
         raise ConfigError("loss must be finite and accuracy lie in 0 to 1, as lists of one length.")
     if x.size < MIN_POINTS:
         raise FitError(f"a downstream link needs at least {MIN_POINTS} points: got {x.size}.")
-    if not np.corrcoef(x, y)[0, 1] < -0.3:
+    varies = np.ptp(x) > 0 and np.ptp(y) > 0
+    if not (varies and np.corrcoef(x, y)[0, 1] < LARGEST_CORRELATION):
         raise FitError(
             "accuracy does not rise as loss falls: the task is at chance for these models.",
             hint="Evaluate larger models, or a graded metric such as bits per byte of the answer.",

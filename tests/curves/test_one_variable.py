@@ -176,10 +176,12 @@ def test_accuracy_carries_the_interval_of_the_loss(sweep):
     assert (a.accuracy < a.accuracy_upper).all()
 
 
-def test_a_task_at_chance_is_refused():
+@pytest.mark.parametrize("swing", [0.01, 0.0])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_task_at_chance_is_refused(swing):
     loss = np.linspace(2.2, 4.0, 30)
     with pytest.raises(FitError, match="at chance"):
-        fit_downstream_link(loss, 0.25 + 0.01 * np.sin(40 * loss))
+        fit_downstream_link(loss, 0.25 + swing * np.sin(40 * loss))
 
 
 def test_the_best_original_grows_with_the_bytes_allowed():
