@@ -21,12 +21,13 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from planner.errors import ClusterUnreachableError, JobError, NotFoundError
 from planner.run_folder import RunFolder, default_root
 from planner.study import Study
+from planner.trial import BPE, BYTES
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -48,6 +49,8 @@ _FETCHED: Final = (
     "lineage.parquet", "search.json", "earlier.json",
 )  # fmt: skip
 """Files of a run folder that travel back."""
+_NO_PATHS: Final = ("python-stdlib", BPE, BYTES)
+"""Corpora and tokenizers that are known by name."""
 _CONNECT_SECONDS: Final = 5.0
 _REQUEST_SECONDS: Final = 120.0
 _STOP_SECONDS: Final = 60
@@ -102,7 +105,7 @@ def submit(
         JobError: The cluster refused the job.
     """
     client = _client(address)
-    folder = RunFolder.create(_with_absolute_corpus(study), name, root)
+    folder = RunFolder.create(_with_absolute_paths(study), name, root)
     submission_id = f"planner-{folder.name}-{int(time.time())}"
     interpreter = python or (sys.executable if _is_local(address) else "python")
     arguments = [
@@ -141,15 +144,23 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _with_absolute_corpus(study: Study) -> Study:
-    """Return the study with a corpus path that exists here made absolute."""
-    data = study.base.get("data")
-    corpus = data.get("corpus") if isinstance(data, dict) else None
-    if not isinstance(data, dict) or not isinstance(corpus, str) or not Path(corpus).exists():
-        return study
-    return study.replace(
-        base={**study.base, "data": {**data, "corpus": str(Path(corpus).resolve())}}
-    )
+def _with_absolute_paths(study: Study) -> Study:
+    """Return the study with paths of corpora and tokenizers that exist here made absolute."""
+    parameters = {
+        name: each
+        if each.choice is None
+        else each.replace(choice=[_absolute(v, name.rpartition(".")[2]) for v in each.choice])
+        for name, each in study.search_space.parameters.items()
+    }
+    space = study.search_space.model_copy(update={"parameters": parameters})
+    return study.replace(base=_absolute(study.base, "base"), search_space=space)
+
+
+def _absolute(value: Any, name: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _absolute(inner, key) for key, inner in value.items()}
+    is_path = name in ("corpus", "tokenizer") and isinstance(value, str) and value not in _NO_PATHS
+    return str(Path(value).resolve()) if is_path and Path(value).exists() else value
 
 
 def job_of(name: str, root: Path | None = None) -> Job:

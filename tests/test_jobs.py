@@ -160,6 +160,23 @@ def test_a_job_that_the_cluster_no_longer_knows_is_an_error(act, unwilling, smal
         act(lost, tmp_path)
 
 
+def test_paths_of_corpora_and_tokenizers_are_submitted_whole(small_study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one.txt", "two.txt", "tokenizer.json"):
+        Path(name).touch()
+    mixture = {name: {"corpus": f"{name}.txt", "weight": 1.0} for name in ("one", "two")}
+    parameters = {"data.tokenizer": {"choice": ["bytes", "tokenizer.json"]}}
+    sent = jobs._with_absolute_paths(
+        small_study.replace(
+            base=small_study.base | {"data": {"mixture": mixture}},
+            search_space={"name": "tokenizers", "parameters": parameters},
+        )
+    )
+    assert sent.base["data"]["mixture"]["two"]["corpus"] == str(tmp_path / "two.txt")
+    choice = sent.search_space.parameters["data.tokenizer"].choice
+    assert choice == ("bytes", str(tmp_path / "tokenizer.json"))
+
+
 def test_every_file_that_a_sweep_leaves_is_fetched(small_study, tmp_path):
     folder = sweep(small_study, executor="inline", root=tmp_path).folder
     left = {path.name for path in folder.path.iterdir() if path.is_file()} - {"lock"}
