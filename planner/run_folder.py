@@ -86,10 +86,16 @@ class RunFolder:
         """Return a new folder that holds the resolved study.
 
         Raises:
-            ConfigError: The name is taken, or the folder cannot be written.
+            ConfigError: The name is taken or no plain name, or the folder cannot be written.
         """
         base = root or default_root()
-        folder = cls((base / (name or study.folder_name)).resolve())
+        plain = name or study.folder_name
+        if plain in (".", "..") or set(plain) & set("/\\\0"):
+            raise ConfigError(
+                f"the name of a run is that of a folder in {base}/, without slashes: got {plain!r}.",
+                hint="Give a plain name, and another place with --runs DIR.",
+            )
+        folder = cls((base / plain).resolve())
         if folder.study.exists():
             raise ConfigError(
                 f"a run named {folder.name!r} exists already in {base}/.",

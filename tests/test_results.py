@@ -88,6 +88,13 @@ def test_a_name_that_is_taken_is_refused_with_both_ways_on(small_study, tmp_path
     assert list_runs(tmp_path) == ["small"]
 
 
+@pytest.mark.parametrize("name", ["../out", "a/b", "..", "a\\b"])
+def test_a_name_that_leaves_the_folder_of_runs_is_refused(small_study, tmp_path, name):
+    with pytest.raises(ConfigError, match="without slashes"):
+        RunFolder.create(small_study, name, root=tmp_path / "runs")
+    assert not [*tmp_path.rglob("study.json")]
+
+
 def test_an_unknown_run_is_not_found_and_the_closest_is_named(small_study, tmp_path):
     RunFolder.create(small_study, root=tmp_path)
     with pytest.raises(NotFoundError, match="Did you mean 'small'"):
