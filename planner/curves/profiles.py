@@ -230,17 +230,20 @@ class _Profile:
     def _searched(self, origin: float, held: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return the best theta (k, p) with the coefficient held at each coordinate, objective (k,).
 
-        Twice, where the form has no better search: along the valley from the optimum and from every
-        other start, a few steps; then from what this and the neighbours on either side found.
+        Twice, where the form has no better search: a few steps along the valley from the optimum, and
+        from every other start; then from the best of either, which may lie in valleys of their own,
+        and from what the neighbours on either side found.
         """
         away = (held - origin)[:, None] * self.towards
         starts = np.stack([self.theta + away, *(np.tile(x, (held.size, 1)) for x in self.others)])
-        theta, value = self._held(held, starts, is_search=True)
         if self.problem.hold is not None:
-            return theta, value
-        inner, outer = np.roll(theta, 1, axis=0), np.roll(theta, -1, axis=0)
-        inner[0], outer[-1] = theta[0], theta[-1]
-        return self._held(held, np.stack([theta, inner, outer]))
+            return self._held(held, starts)
+        near, height = self._held(held, starts[:1], is_search=True)
+        far, other = self._held(held, starts[1:], is_search=True)
+        best = np.where((height <= other)[:, None], near, far)
+        inner, outer = np.roll(best, 1, axis=0), np.roll(best, -1, axis=0)
+        inner[0], outer[-1] = best[0], best[-1]
+        return self._held(held, np.stack([near, far, inner, outer]))
 
     def _held(
         self, held: FloatArray, starts: FloatArray, *, is_search: bool = False

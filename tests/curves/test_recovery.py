@@ -37,7 +37,7 @@ sys.modules["recovery_cases"] = recovery_cases
 _SPEC.loader.exec_module(recovery_cases)
 
 NUM_TABLES, NUM_DRAWS = 4, 30
-WITH_PROFILES = ("sparsity", "schedule law")
+WITH_PROFILES = ("sparsity", "schedule law", "chinchilla, flat")
 """Half as many tables: their intervals are often those of profiles, which take seconds."""
 
 
