@@ -81,7 +81,7 @@ def train(
     check_workers(config, world_size)
     meeting = Meeting(rank, world_size, init_method)
     while True:
-        with meeting.join() as workers:
+        with meeting.join(offloads=config.layout.cpu_offload) as workers:
             result = _attempt(
                 config, workers, trial, on_metrics, report_at_flops, checkpoint_dir, resume
             )

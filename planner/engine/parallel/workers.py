@@ -105,14 +105,21 @@ class Meeting:
         self._store = meeting_store(init_method, rank, world_size, _TIMEOUT)
 
     @contextmanager
-    def join(self) -> Iterator[Workers]:
-        """Join the trial's process group for the time of the block; a collective call."""
+    def join(self, *, offloads: bool = False) -> Iterator[Workers]:
+        """Join the trial's process group for the time of the block; a collective call.
+
+        Args:
+            offloads: Whether gradients lie in the host's memory (`layout.cpu_offload`), where NCCL
+                cannot sum them; gloo then does.
+        """
         device = _device_of(self._rank)
         if self._world_size == 1:
             yield Workers(rank=0, world_size=1, device=device)
             return
         load_what_keeps_groups()
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "gloo"
+        if device.type == "cuda":
+            backend = "cpu:gloo,cuda:nccl" if offloads else "nccl"
         store = dist.distributed_c10d.PrefixStore(f"attempt-{self._num_joined}", self._store)
         self._num_joined += 1
         dist.init_process_group(
