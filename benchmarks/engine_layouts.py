@@ -6,6 +6,8 @@ The model of `engine_settings.py`, trained by `python -m planner.engine` for 2 a
 thread per worker. CPU time is that of all workers, as the difference of the two runs, so that start-up
 drops out; memory is the most that one worker's process held, as its result says, with some 300 MiB of
 interpreter and torch; waiting is the share of a step in which the first worker waited for others.
+Rounds go over all layouts, so that a machine that slows down does so for all; medians over rounds,
+those of ratios too.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -93,39 +96,55 @@ def run(config: TrialConfig) -> tuple[float, dict[str, Any]]:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, result
 
 
-def measure(sections: dict[str, dict[str, object]], rounds: int) -> tuple[float, float, float]:
-    """Return CPU seconds per step, the peak of memory in bytes and the share of waiting."""
-    seconds, shares, peaks = [], [], []
-    for _ in range(rounds):
-        short, _ = run(trial(sections, SHORT))
-        long, result = run(trial(sections, LONG))
-        seconds.append((long - short) / (LONG - SHORT))
-        peaks.append(result["peak_memory_bytes"])
-        shares.append((result["communication_seconds"] or 0.0) / result["train_seconds"])
-    return statistics.median(seconds), statistics.median(peaks), statistics.median(shares)
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One layout in one round."""
+
+    seconds: float
+    """CPU time of a step, of all workers."""
+    of_one: float
+    """The same over that of one worker in the same round."""
+    peak_bytes: float
+    waits: float
+
+
+def measure(sections: dict[str, dict[str, object]], one_worker: float | None) -> Measured:
+    """Run one layout; without the step of one worker it is its own measure."""
+    short, _ = run(trial(sections, SHORT))
+    long, result = run(trial(sections, LONG))
+    seconds = (long - short) / (LONG - SHORT)
+    return Measured(
+        seconds=seconds,
+        of_one=seconds / (one_worker or seconds),
+        peak_bytes=result["peak_memory_bytes"],
+        waits=(result["communication_seconds"] or 0.0) / result["train_seconds"],
+    )
 
 
 def main() -> None:
     """Print the table of layouts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="layouts with this in their name")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     print(f"load average at the start: {os.getloadavg()[0]:.1f}")
+    wanted = {name: each for name, each in LAYOUTS.items() if options.only in name}
+    rows: dict[str, list[Measured]] = {name: [] for name in wanted}
+    for number in range(options.rounds):
+        one_worker: dict[bool, float] = {}
+        for name, sections in wanted.items():
+            kind = "model" in sections
+            rows[name].append(measure(sections, one_worker.get(kind)))
+            one_worker.setdefault(kind, rows[name][-1].seconds)
+        print(f"round {number + 1} of {options.rounds} is done", file=sys.stderr)
     print("| layout | CPU ms per step, all workers | of one worker's | a worker's peak | waits |")
-    print("|---|---|---|---|---|", flush=True)
-    base: dict[bool, float] = {}
-    for name, sections in LAYOUTS.items():
-        if options.only not in name:
-            continue
-        cpu, peak, share = measure(sections, options.rounds)
-        first = base.setdefault("model" in sections, cpu)
-        print(
-            f"| {name} | {cpu * 1e3:.0f} | {cpu / first:.2f} | {format_bytes(peak)} "
-            f"| {share:.0%} |",
-            flush=True,
+    print("|---|---|---|---|---|")
+    for name, found in rows.items():
+        cpu, ratio, peak, share = (
+            statistics.median(getattr(row, each.name) for row in found) for each in fields(Measured)
         )
+        print(f"| {name} | {cpu * 1e3:.0f} | {ratio:.2f} | {format_bytes(peak)} | {share:.0%} |")
 
 
 if __name__ == "__main__":

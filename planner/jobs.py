@@ -53,6 +53,9 @@ _NO_PATHS: Final = ("python-stdlib", BPE, BYTES)
 """Corpora and tokenizers that are known by name."""
 _CONNECT_SECONDS: Final = 5.0
 _REQUEST_SECONDS: Final = 120.0
+_AGENT_SECONDS: Final = 60.0
+"""Time that a head which has just started has to bring up what starts jobs; it asks to be tried again."""
+_NO_AGENT: Final = "No available agent"
 _STOP_SECONDS: Final = 60
 """Time that a stopped job has to write its ledger and results."""
 
@@ -119,7 +122,8 @@ def submit(
     with tempfile.TemporaryDirectory() as working_dir:
         Path(working_dir, "study.json").write_bytes(folder.study.read_bytes())
         try:
-            client.submit_job(
+            _submit(
+                client,
                 entrypoint=shlex.join([*arguments, *([storage] if storage else [])]),
                 submission_id=submission_id,
                 metadata={"planner_run": folder.name, "planner_study": study.name},
@@ -161,6 +165,20 @@ def _absolute(value: Any, name: str) -> Any:
         return {key: _absolute(inner, key) for key, inner in value.items()}
     is_path = name in ("corpus", "tokenizer") and isinstance(value, str) and value not in _NO_PATHS
     return str(Path(value).resolve()) if is_path and Path(value).exists() else value
+
+
+def _submit(client: JobSubmissionClient, **request: Any) -> None:
+    """Submit a job, again for a while where no agent is up that could start it."""
+    deadline = time.monotonic() + _AGENT_SECONDS
+    while True:
+        try:
+            client.submit_job(**request)
+        except RuntimeError as error:
+            if _NO_AGENT not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            return
 
 
 def job_of(name: str, root: Path | None = None) -> Job:

@@ -124,11 +124,19 @@ def test_what_answers_but_is_no_job_server_is_refused():
 class Unwilling(BaseHTTPRequestHandler):
     """A job server that says its version and refuses everything else."""
 
-    def answer(self) -> None:
-        is_version = self.path == "/api/version"
-        self.send_response(200 if is_version else 404)
+    def say(self, status: int, text: bytes) -> None:
+        self.send_response(status)
         self.end_headers()
-        self.wfile.write(b'{"version": "4", "ray_version": "2.60.0"}' if is_version else b"no")
+        self.wfile.write(text)
+
+    def answer(self) -> None:
+        if self.path == "/api/version":
+            self.say(200, b'{"version": "4", "ray_version": "2.60.0"}')
+        else:
+            self.refuse()
+
+    def refuse(self) -> None:
+        self.say(404, b"no")
 
     do_GET = do_POST = do_PUT = answer
 
@@ -136,9 +144,25 @@ class Unwilling(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
+class Late(Unwilling):
+    """A head whose agent is not up at the first two requests for a job."""
+
+    asked = 0
+
+    def refuse(self) -> None:
+        if self.command != "POST":  # the files of the job are there
+            self.say(200, b"")
+            return
+        Late.asked += 1
+        if Late.asked < 3:
+            self.say(500, b"No available agent to submit job, please try again later.")
+        else:
+            self.say(200, b'{"job_id": "x", "submission_id": "x"}')
+
+
 @pytest.fixture
-def unwilling() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Unwilling) as server:
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), request.param) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -146,16 +170,24 @@ def unwilling() -> Iterator[str]:
         thread.join()
 
 
-def test_a_job_that_is_refused_leaves_its_name_free(unwilling, small_study, tmp_path):
+@pytest.mark.parametrize("server", [Unwilling], indirect=True)
+def test_a_job_that_is_refused_leaves_its_name_free(server, small_study, tmp_path):
     for _ in range(2):
         with pytest.raises(JobError, match="refused the job"):
-            jobs.submit(small_study, unwilling, root=tmp_path / "runs")
+            jobs.submit(small_study, server, root=tmp_path / "runs")
     assert not list((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.parametrize("server", [Late], indirect=True)
+def test_a_head_that_has_just_started_is_asked_again(server, small_study, tmp_path):
+    assert jobs.submit(small_study, server, root=tmp_path).status == "PENDING"
+    assert Late.asked == 3
+
+
+@pytest.mark.parametrize("server", [Unwilling], indirect=True)
 @pytest.mark.parametrize("act", [jobs.refresh, jobs.stop, jobs.fetch])
-def test_a_job_that_the_cluster_no_longer_knows_is_an_error(act, unwilling, small_study, tmp_path):
-    lost = jobs.Job(name="small", submission_id="never", address=unwilling, status="RUNNING")
+def test_a_job_that_the_cluster_no_longer_knows_is_an_error(act, server, small_study, tmp_path):
+    lost = jobs.Job(name="small", submission_id="never", address=server, status="RUNNING")
     with pytest.raises(JobError, match="does not know job never"):
         act(lost, tmp_path)
 
