@@ -83,7 +83,7 @@ RULES: Final[Mapping[str, _Rule]] = {
 """What must hold of a layout before its memory is looked at, in the order of the check."""
 
 
-def _powers(number: int, most: int) -> list[int]:
+def _divisors_up_to(number: int, most: int) -> list[int]:
     return [d for d in divisors(number) if d <= most]
 
 
@@ -91,18 +91,18 @@ def _degrees(problem: LayoutProblem) -> Iterator[tuple[int, int, int, int, int, 
     """Yield (data, tensor, pipeline, context, expert, micro-batch) that use every device."""
     shape, devices = problem.shape, problem.cluster.num_devices
     splits = shape.family != "convnet"
-    tensors = _powers(devices, min(64, shape.num_heads)) if splits else [1]
+    tensors = _divisors_up_to(devices, min(64, shape.num_heads)) if splits else [1]
     experts = divisors(shape.num_experts) if shape.num_experts else [1]
     for tensor in tensors:
-        for pipeline in _powers(devices // tensor, shape.num_blocks) if splits else [1]:
+        for pipeline in _divisors_up_to(devices // tensor, shape.num_blocks) if splits else [1]:
             rest = devices // (tensor * pipeline)
             most_context = max(1, shape.sequence_length // 2048) if splits else 1
-            for context in _powers(rest, most_context):
+            for context in _divisors_up_to(rest, most_context):
                 data = rest // context
                 if problem.sequences_per_step % data:
                     continue
                 share = problem.sequences_per_step // data
-                for micro in _powers(share, _MAX_MICRO_BATCH):
+                for micro in _divisors_up_to(share, _MAX_MICRO_BATCH):
                     for expert in experts:
                         if expert <= data * context:
                             yield data, tensor, pipeline, context, expert, micro

@@ -298,14 +298,19 @@ def lines_of_a_rich_run(study: Study, make_sweep: MakeSweep) -> list[Line]:
     return lines
 
 
+def with_a_running_trial(study: Study, make_sweep: MakeSweep) -> tuple[Sweep, list[Line], float]:
+    """Return a sweep whose t000 has begun, its lines, and the compute that t000 is planned to take."""
+    sweep, lines = make_sweep(study)
+    sweep.next_launch(0.0)
+    sweep.workers_started("t000", 0.0)
+    return sweep, lines, sweep.trials["t000"].planned_flops
+
+
 def test_work_lost_in_a_crash_is_charged_up_to_the_last_line(
     make_study: MakeStudy, make_sweep: MakeSweep
 ) -> None:
     study = make_study()
-    sweep, lines = make_sweep(study)
-    sweep.next_launch(0.0)
-    sweep.workers_started("t000", 0.0)
-    planned = sweep.trials["t000"].planned_flops
+    sweep, lines, planned = with_a_running_trial(study, make_sweep)
     sweep.report("t000", {"val_loss": 2.0, "train_flops": planned / 4}, 10.0)
     sweep.heartbeat(16.0)
     again, _ = make_sweep(study, lines)
@@ -320,10 +325,7 @@ def test_compute_that_only_a_checkpoint_tells_of_is_charged_once(
     make_study: MakeStudy, make_sweep: MakeSweep
 ) -> None:
     study = make_study()
-    sweep, lines = make_sweep(study)
-    sweep.next_launch(0.0)
-    sweep.workers_started("t000", 0.0)
-    planned = sweep.trials["t000"].planned_flops
+    _, lines, planned = with_a_running_trial(study, make_sweep)
     again, _ = make_sweep(study, lines)
     again.next_launch(5.0)
     again.workers_started("t000", 5.0, planned / 2)
@@ -336,10 +338,7 @@ def test_work_that_is_charged_by_its_time_is_not_charged_again_by_a_later_checkp
     make_study: MakeStudy, make_sweep: MakeSweep
 ) -> None:
     study = make_study()
-    sweep, lines = make_sweep(study)
-    sweep.next_launch(0.0)
-    sweep.workers_started("t000", 0.0)
-    planned = sweep.trials["t000"].planned_flops
+    sweep, lines, planned = with_a_running_trial(study, make_sweep)
     sweep.report("t000", {"val_loss": 2.0, "train_flops": planned / 4}, 10.0)
     sweep.heartbeat(16.0)
     again, further = make_sweep(study, lines)
